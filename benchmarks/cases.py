@@ -1,0 +1,196 @@
+"""Inputs of the benchmark: what YOLOX's operators see in training and evaluation, drawn from fixed seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STRIDES = (8, 16, 32)
+CLASSES = 80
+# Boxes lie on a grid of 1/16 pixel and scores differ. torchvision and mmcv separate classes by adding an offset in
+# float32 to every coordinate; on this grid that addition is exact, so their NMS has to keep the very same boxes.
+GRID = 16.0
+
+# The 508 floating-point entries of YOLOX-M's state_dict: convolutions as out x in x kernel, each followed by the four
+# vectors of its batch norm, and the predictors, each followed by its bias. tests/test_bench.py compares with mmdet.
+YOLOX_M_CONVS = """
+48x12x3 96x48x3 2*48x96x1 96x96x1 48x48x1 48x48x3 48x48x1 48x48x3 192x96x3 2*96x192x1 192x192x1 96x96x1 96x96x3
+96x96x1 96x96x3 96x96x1 96x96x3 96x96x1 96x96x3 96x96x1 96x96x3 96x96x1 96x96x3 384x192x3 2*192x384x1 384x384x1
+192x192x1 192x192x3 192x192x1 192x192x3 192x192x1 192x192x3 192x192x1 192x192x3 192x192x1 192x192x3 192x192x1
+192x192x3 768x384x3 384x768x1 768x1536x1 2*384x768x1 768x768x1 384x384x1 384x384x3 384x384x1 384x384x3 384x768x1
+192x384x1 2*192x768x1 384x384x1 192x192x1 192x192x3 192x192x1 192x192x3 2*96x384x1 192x192x1 96x96x1 96x96x3 96x96x1
+96x96x3 192x192x3 384x384x3 2*192x384x1 384x384x1 192x192x1 192x192x3 192x192x1 192x192x3 2*384x768x1 768x768x1
+384x384x1 384x384x3 384x384x1 384x384x3 192x192x1 192x384x1 192x768x1 12*192x192x3
+"""
+YOLOX_M_PREDICTORS = "3*80x192x1 3*4x192x1 3*1x192x1"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row group of the table: an operator, a name for its shapes, and how to make its arguments on the CPU."""
+
+    op: str
+    name: str
+    make: Callable[[], tuple[Any, ...]]
+    quick: bool = False
+
+
+def yolox_m_shapes() -> list[tuple[int, ...]]:
+    """Shapes of the tensors that the EMA of YOLOX-M averages (parameters and running statistics)."""
+    shapes: list[tuple[int, ...]] = []
+    for text, vectors in ((YOLOX_M_CONVS, 4), (YOLOX_M_PREDICTORS, 1)):
+        for entry in text.split():
+            count, _, conv = entry.rpartition("*")
+            out, channels, kernel = map(int, conv.split("x"))
+            shapes += int(count or 1) * [(out, channels, kernel, kernel), *vectors * [(out,)]]
+    return shapes
+
+
+def make_priors(size: int = 640) -> Tensor:
+    """Centres and strides [P, 4] of all priors of a square image; 8400 of them at 640 pixels."""
+    levels = []
+    for stride in STRIDES:
+        axis = (torch.arange(size // stride) + 0.5) * stride
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        strides = torch.full_like(x, stride)
+        levels.append(torch.stack([x, y, strides, strides], -1).view(-1, 4))
+    return torch.cat(levels)
+
+
+def make_gts(count: int, rng: torch.Generator, size: int = 640) -> tuple[Tensor, Tensor]:
+    """Boxes [G, 4] and labels [G] as COCO gives after mosaic: mostly small objects, a third of them of one class."""
+    side = (torch.randn(count, rng) * 0.9 + 3.7).exp().clamp(6, size * 0.9)
+    aspect = (torch.randn(count, rng) * 0.4).exp().sqrt()
+    half = torch.stack([side * aspect, side / aspect], -1).clamp(max=size) / 2
+    centre = half + torch.rand(count, 2, rng) * (size - 2 * half)
+    labels = torch.randint(CLASSES, (count,), generator=rng)
+    labels[torch.rand(count, rng) < 0.3] = 0
+    return torch.cat([centre - half, centre + half], -1), labels
+
+
+def untrained(priors: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [P, C], objectness logits [P] and boxes [P, 4] of a fresh head: p near 0.01, boxes of about one stride."""
+    count = len(priors)
+    # The head adds its offsets to a prior's corner, half a stride from the centre given here.
+    centre = priors[:, :2] + priors[:, 2:] * (torch.randn(count, 2, rng) * 0.1 - 0.5)
+    half = priors[:, 2:] * (torch.randn(count, 2, rng) * 0.1).exp() / 2
+    cls = torch.randn(count, CLASSES, rng) * 0.1 - 4.595
+    obj = torch.randn(count, rng) * 0.1 - 4.595
+    return cls, obj, torch.cat([centre - half, centre + half], -1)
+
+
+def trained(priors: Tensor, gts: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """As `untrained`, but priors in a gt box or centre region predict a noisy copy of that gt with some confidence."""
+    count = len(priors)
+    cls, obj, boxes = untrained(priors, rng)
+    cls += torch.randn(count, CLASSES, rng) - 1.5
+    obj += torch.randn(count, rng) - 1.5
+    gt_centre, gt_size = (gts[:, :2] + gts[:, 2:]) / 2, gts[:, 2:] - gts[:, :2]
+    distance = (priors[:, None, :2] - gt_centre).abs()
+    near = (distance < torch.maximum(gt_size / 2, 2.5 * priors[:, None, 2:])).all(-1)
+    # Of several gts a prior takes the smallest, and predicts it better the better its level suits the gt's size.
+    area = gt_size.prod(-1)
+    owner = torch.where(near, area, torch.inf).argmin(1)
+    misfit = (area[owner].sqrt() / priors[:, 2] / 5).log2().abs()
+    noise = 0.04 + 0.06 * misfit[:, None]
+    centre = gt_centre[owner] + gt_size[owner] * noise * torch.randn(count, 2, rng)
+    half = gt_size[owner] * (noise * torch.randn(count, 2, rng)).exp() / 2
+    positive = near.any(1)
+    boxes = torch.where(positive[:, None], torch.cat([centre - half, centre + half], -1), boxes)
+    obj = torch.where(positive, torch.randn(count, rng) * 1.5 + 1.5 - 2 * misfit, obj)
+    rows = positive.nonzero()[:, 0]
+    cls[rows, labels[owner[rows]]] = torch.randn(len(rows), rng) * 1.5 + 1.5
+    return cls, obj, boxes
+
+
+def predictions(kind: str, gt_count: int, seed: int, size: int = 640) -> tuple[Tensor, ...]:
+    """(cls logits, objectness logits, boxes, priors, gt boxes, gt labels) of one image."""
+    rng = torch.Generator().manual_seed(seed)
+    priors = make_priors(size)
+    gts, labels = make_gts(gt_count, rng, size)
+    heads = untrained(priors, rng) if kind == "untrained" else trained(priors, gts, labels, rng)
+    return (*heads, priors, gts, labels)
+
+
+def snap(boxes: Tensor, size: int = 640) -> Tensor:
+    """Boxes clipped to the image and rounded to the grid, none thinner than a pixel."""
+    low = (boxes[..., :2].clamp(0, size - 1) * GRID).round() / GRID
+    high = (boxes[..., 2:].clamp(0, size) * GRID).round() / GRID
+    return torch.cat([low, torch.maximum(high, low + 1)], -1)
+
+
+def iou_case(m: int, n: int, mode: str = "iou", aligned: bool = False) -> tuple[Any, ...]:
+    _, _, boxes, _, gts, _ = predictions("trained-like", n, seed=m + n)
+    if aligned:
+        rng = torch.Generator().manual_seed(m)
+        gts = boxes + torch.randn(boxes.shape, generator=rng)
+    gts = torch.cat([gts[:, :2], torch.maximum(gts[:, 2:], gts[:, :2] + 1)], -1)
+    return boxes[:m].contiguous(), gts[:n].contiguous(), mode, aligned
+
+
+def cost_case(kind: str, gt_count: int) -> tuple[Any, ...]:
+    cls, obj, boxes, priors, gts, labels = predictions(kind, gt_count, seed=gt_count)
+    return cls.sigmoid() * obj.sigmoid()[:, None], priors, boxes, gts, labels
+
+
+def assign_case(kind: str, *gt_counts: int) -> tuple[Any, ...]:
+    """A batch whose images have these numbers of gts, padded to the largest."""
+    images = [cost_case(kind, count) for count in gt_counts]
+    scores, boxes = (torch.stack([image[i] for image in images]) for i in (0, 2))
+    gts = torch.zeros(len(images), max(gt_counts), 4)
+    labels = torch.zeros(len(images), max(gt_counts), dtype=torch.int64)
+    for i, image in enumerate(images):
+        gts[i, : gt_counts[i]], labels[i, : gt_counts[i]] = image[3:]
+    return scores, images[0][1], boxes, gts, labels, torch.tensor(gt_counts)
+
+
+def nms_case(count: int, classes: int) -> tuple[Any, ...]:
+    """The `count` highest-scoring predictions of an image that has enough priors, in the order of the priors."""
+    size = 640 if count <= 8400 else 1280
+    cls, obj, boxes, *_ = predictions("trained-like", 40 * (size // 640) ** 2, seed=count, size=size)
+    best, labels = cls.max(-1)
+    scores = best.sigmoid() * obj.sigmoid()
+    picked = scores.topk(count).indices.sort().values
+    distinct = torch.empty(count)
+    distinct[scores[picked].argsort()] = torch.linspace(0.001, 0.999, count)
+    return snap(boxes[picked], size), distinct, labels[picked] % classes, 0.65
+
+
+def detect_case(batch: int) -> tuple[Any, ...]:
+    images = [predictions("trained-like", 10 + 4 * i, seed=1000 + i)[:3] for i in range(batch)]
+    cls, obj, boxes = (torch.stack(parts) for parts in zip(*images, strict=True))
+    return cls, obj, snap(boxes), 0.01, 0.65, 300
+
+
+def ema_case() -> tuple[Any, ...]:
+    rng = torch.Generator().manual_seed(0)
+    value = [torch.randn(shape, generator=rng) * 0.05 for shape in yolox_m_shapes()]
+    return [0.9 * v + 0.01 for v in value], value, 0.0001
+
+
+CASES = [
+    Case("box_iou", "8400x40", lambda: iou_case(8400, 40), quick=True),
+    Case("box_iou", "8400x100", lambda: iou_case(8400, 100)),
+    Case("box_iou", "1000x1000", lambda: iou_case(1000, 1000)),
+    Case("box_iou", "8400 pairs, giou", lambda: iou_case(8400, 8400, "giou", aligned=True), quick=True),
+    Case("simota_cost", "8400x40 trained-like", lambda: cost_case("trained-like", 40), quick=True),
+    Case("simota_assign", "8400x5 trained-like", lambda: assign_case("trained-like", 5)),
+    Case("simota_assign", "8400x5 untrained", lambda: assign_case("untrained", 5)),
+    Case("simota_assign", "8400x40 trained-like", lambda: assign_case("trained-like", 40), quick=True),
+    Case("simota_assign", "8400x40 untrained", lambda: assign_case("untrained", 40), quick=True),
+    Case("simota_assign", "8400x100 trained-like", lambda: assign_case("trained-like", 100), quick=True),
+    Case("simota_assign", "8400x100 untrained", lambda: assign_case("untrained", 100)),
+    Case("simota_assign", "8 images, 5-100 gts", lambda: assign_case("trained-like", 5, 12, 20, 30, 40, 55, 75, 100)),
+    Case("batched_nms", "300, 80 classes", lambda: nms_case(300, 80)),
+    Case("batched_nms", "1000, 80 classes", lambda: nms_case(1000, 80), quick=True),
+    Case("batched_nms", "8400, 80 classes", lambda: nms_case(8400, 80), quick=True),
+    Case("batched_nms", "8400, 1 class", lambda: nms_case(8400, 1)),
+    Case("batched_nms", "20000, 80 classes", lambda: nms_case(20000, 80)),
+    Case("batched_nms", "20000, 1 class", lambda: nms_case(20000, 1)),
+    Case("yolox_detect", "8 images of 8400", lambda: detect_case(8), quick=True),
+    Case("ema_update_", "YOLOX-M, 25.4 M values", ema_case, quick=True),
+]
