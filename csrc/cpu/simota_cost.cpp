@@ -1,0 +1,63 @@
+// The SimOTA cost and IoU matrices of one image.
+#include <tuple>
+
+#include "capability.h"
+#include "checks.h"
+#include "simota.h"
+
+namespace yolox_ops::CPU_CAPABILITY {
+
+std::tuple<at::Tensor, at::Tensor> simota_cost(const at::Tensor& scores, const at::Tensor& priors,
+                                               const at::Tensor& boxes, const at::Tensor& gt_boxes,
+                                               const at::Tensor& gt_labels, double center_radius, double cls_weight,
+                                               double iou_weight) {
+  TORCH_CHECK_VALUE(scores.dim() == 2, "scores must be [P, C], got ", scores.sizes());
+  const int64_t num_priors = scores.size(0), classes = scores.size(1);
+  check_shape(priors, "priors", {num_priors, 4});
+  check_shape(boxes, "boxes", {num_priors, 4});
+  check_boxes(gt_boxes, "gt_boxes", "G");
+  const int64_t num_gts = gt_boxes.size(0);
+  check_shape(gt_labels, "gt_labels", {num_gts});
+  check_int64(gt_labels, "gt_labels");
+  check_floating(scores, "scores");
+  check_floating(priors, "priors");
+  check_floating(boxes, "boxes");
+  check_floating(gt_boxes, "gt_boxes");
+  check_not_negative(cls_weight, "cls_weight");
+  check_not_negative(iou_weight, "iou_weight");
+  const at::Tensor s = as_float(scores), p = as_float(priors), b = as_float(boxes), g = as_float(gt_boxes);
+  const at::Tensor labels = gt_labels.contiguous();
+  const int64_t* label = labels.const_data_ptr<int64_t>();
+  for (int64_t j = 0; j < num_gts; ++j) {
+    TORCH_CHECK_VALUE(label[j] >= 0 && label[j] < classes, "gt_labels must be in [0, ", classes, "), got ", label[j]);
+  }
+  at::Tensor cost = at::empty({num_priors, num_gts}, s.options()), iou = at::empty_like(cost);
+  const float *score = s.const_data_ptr<float>(), *prior = p.const_data_ptr<float>(), *box = b.const_data_ptr<float>();
+  const float* gt = g.const_data_ptr<float>();
+  float *out_cost = cost.mutable_data_ptr<float>(), *out_iou = iou.mutable_data_ptr<float>();
+  const float radius = static_cast<float>(center_radius);
+  const Weights weights{static_cast<float>(cls_weight), static_cast<float>(iou_weight)};
+  at::parallel_for(0, num_gts ? num_priors : 0, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float sum = miss_sum(score + i * classes, classes);
+      const float* q = prior + 4 * i;
+      const Prior center{q[0], q[1], radius * q[2], radius * q[3]};
+      const float* d = box + 4 * i;
+      const float area = (d[2] - d[0]) * (d[3] - d[1]);
+      for (int64_t j = 0; j < num_gts; ++j) {
+        const Gt target(gt + 4 * j);
+        const float overlap = iou_of(d[0], d[1], d[2], d[3], area, target);
+        const bool both = in_box(center, target) & in_center(center, target);
+        out_iou[i * num_gts + j] = overlap;
+        out_cost[i * num_gts + j] = cost_of(sum, score[i * classes + label[j]], overlap, both, weights);
+      }
+    }
+  });
+  return {cost, iou};
+}
+
+}  // namespace yolox_ops::CPU_CAPABILITY
+
+namespace yolox_ops {
+YOLOX_OPS_REGISTER_CPU(simota_cost)
+}  // namespace yolox_ops

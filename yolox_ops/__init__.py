@@ -1,0 +1,17 @@
+"""Native operators for training and evaluating YOLOX: SimOTA assignment, box IoU, class-aware NMS, EMA."""
+
+from ._library import cpu_capability
+from .boxes import box_iou
+from .ema import ema_update_
+from .nms import batched_nms, yolox_detect
+from .simota import simota_assign, simota_cost
+
+__all__ = [
+    "batched_nms",
+    "box_iou",
+    "cpu_capability",
+    "ema_update_",
+    "simota_assign",
+    "simota_cost",
+    "yolox_detect",
+]
