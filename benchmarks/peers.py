@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -226,12 +227,13 @@ def pad_detections(images: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor,
     return pad(list(boxes), batch_first=True), pad(list(labels), batch_first=True, padding_value=-1), counts
 
 
-def quiet() -> Any:
+@contextmanager
+def quiet() -> Iterator[None]:
     """mmcv 1.7 warns of its successor and of absent CUDA when imported: not this benchmark's news."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    caught = warnings.catch_warnings()
-    warnings.simplefilter("ignore")
-    return caught
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def find_peers() -> tuple[list[dict[str, Peer]], dict[str, str]]:

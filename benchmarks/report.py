@@ -1,0 +1,182 @@
+"""The benchmark's table, targets, JSON and chart."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from limits import Rates
+from measure import Timing
+from parity import Verdict
+
+US = "yolox_ops"
+# (operator, case, peer, at least so many times faster)
+SPEED = [
+    ("simota_assign", "8400x40 trained-like", "mmdet", 150.0),
+    ("simota_assign", "8400x40 untrained", "mmdet", 150.0),
+    ("batched_nms", "8400, 80 classes", "torchvision", 15.0),
+    ("batched_nms", "8400, 80 classes", "mmcv", 40.0),
+    ("box_iou", "8400x40", "mmdet", 15.0),
+    ("ema_update_", "YOLOX-M, 25.4 M values", "mmdet", 1.8),
+]
+# (operator, case, at most so many bytes)
+MEMORY = [("simota_assign", "8400x100 trained-like", 8e6)]
+
+
+@dataclass
+class Row:
+    """All that was found out about one case; only the verdicts when one of them is bad."""
+
+    op: str
+    case: str
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    timings: dict[str, Timing] = field(default_factory=dict)
+    extra: dict[str, int | None] = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=dict)
+
+    def ratio(self, peer: str) -> float | None:
+        """How many times faster than the peer we are."""
+        if US not in self.timings or peer not in self.timings:
+            return None
+        return self.timings[peer].median / self.timings[US].median
+
+
+@dataclass(frozen=True)
+class Target:
+    what: str
+    found: str
+    met: bool | None  # None: not measured
+
+
+def seconds(value: float) -> str:
+    return f"{value * 1e3:#.3g} ms" if value >= 1e-3 else f"{value * 1e6:#.3g} us"
+
+
+def megabytes(value: int | None) -> str:
+    return "-" if value is None else f"{value / 1e6:.2f} MB"
+
+
+def header(machine: dict[str, Any], rates: Rates) -> str:
+    keys = ("cpu", "cpu_capability", "threads", "device", "torch", "python")
+    bandwidth = ", ".join(f"{size / 2**20:g} MiB {value / 1e9:.0f}" for size, value in rates.bandwidth.items())
+    text = [
+        "  ".join(f"{key}={machine[key]}" for key in keys),
+        f"bandwidth in GB/s by working set: {bandwidth}; in 1e9/s: log {rates.log / 1e9:.2f}, divide"
+        f" {rates.divide / 1e9:.2f}, sigmoid {rates.sigmoid / 1e9:.2f}",
+        *(f"missing: {name} ({reason})" for name, reason in machine["missing"].items()),
+        "ratio: time over ours. spread: interquartile range over median. extra: peak memory of a call beyond what was",
+        "there, result included. limit: the largest of the case's necessary work at the rates above, and our time over it.",
+        "",
+        f"{'operator':14} {'case':23} {'':15} {'median':>9} {'spread':>6} {'ratio':>7} {'extra':>10}  limit",
+    ]
+    return "\n".join(text)
+
+
+def lines(row: Row) -> str:
+    """The case's lines of the table."""
+    text = []
+    for i, (name, timing) in enumerate(row.timings.items()):
+        label = f"{row.op:14} {row.case:23}" if i == 0 else 38 * " "
+        ratio = row.ratio(name) if i else None
+        line = (
+            f"{label} {name:15} {seconds(timing.median):>9} {timing.spread:6.0%} {f'{ratio:.1f}x' if ratio else '':>7}"
+            f" {megabytes(row.extra[name]):>10}"
+        )
+        if i == 0:
+            binding, limit = max(row.limits.items(), key=lambda item: item[1])
+            line += f"  {seconds(limit)} {binding}, {timing.median / limit:.1f}x"
+        text.append(line.rstrip())
+    for name, reason in row.absent.items():
+        text.append(f"{38 * ' '} {name:15} not on this device: {reason}")
+    for name, verdict in row.verdicts.items():
+        if verdict.near_ties:
+            text.append(f"{38 * ' '} {name:15} {verdict.near_ties} differ by near ties")
+        text += [f"MISMATCH {row.op} {row.case} with {name}: {problem}" for problem in verdict.problems]
+    return "\n".join(text)
+
+
+def targets(rows: list[Row], only: str | None) -> list[Target]:
+    """The targets for the operators that ran."""
+    by_case = {(row.op, row.case): row for row in rows}
+    found = []
+    for op, case, peer, least in SPEED:
+        if only in (None, op):
+            row = by_case.get((op, case))
+            ratio = row.ratio(peer) if row else None
+            what = f"{op} {case}: >= {least:g}x {peer}"
+            found.append(Target(what, f"{ratio:.1f}x" if ratio else "not measured", ratio and ratio >= least))
+    for op, case, most in MEMORY:
+        if only in (None, op):
+            row = by_case.get((op, case))
+            extra = row.extra.get(US) if row else None
+            what = f"{op} {case}: <= {most / 1e6:g} MB extra"
+            found.append(Target(what, "not measured" if extra is None else megabytes(extra), extra and extra <= most))
+    return found
+
+
+def summary(rows: list[Row], targets: list[Target]) -> str:
+    """The targets one by one, and the whole run in one line."""
+    word = {True: "met", False: "NOT MET", None: "not measured"}
+    text = ["", *(f"target {t.what}: {t.found if t.met is not None else ''} {word[t.met]}" for t in targets)]
+    verdicts = [verdict for row in rows for verdict in row.verdicts.values()]
+    bad = sum(bool(verdict.problems) for verdict in verdicts)
+    ties = sum(verdict.near_ties for verdict in verdicts)
+    parity = f"{bad} of {len(verdicts)} comparisons DIFFER" if bad else f"all {len(verdicts)} comparisons agree"
+    met = sum(t.met is True for t in targets)
+    text.append(f"parity: {parity} ({len(rows)} cases, {ties} near ties); targets: {met} of {len(targets)} met")
+    return "\n".join(text)
+
+
+def write_json(path: Path, machine: dict[str, Any], rates: Rates, rows: list[Row], targets: list[Target]) -> None:
+    data = {
+        "machine": machine,
+        "rates": asdict(rates),
+        "cases": [asdict(row) for row in rows],
+        "targets": [asdict(target) for target in targets],
+    }
+    path.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def can_plot() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def plot(path: Path, machine: dict[str, Any], rows: list[Row]) -> None:
+    """A group of horizontal bars for each case, time on a logarithmic axis, each peer labelled with its ratio."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    colours = {US: "#1a5fb4", "mmdet": "#c64600", "mmcv": "#e5a50a", "torchvision": "#2ec27e"}
+    colours |= {"Megvii's steps": "#813d9c", "torch foreach": "#77767b"}
+    timed = [row for row in rows if row.timings]
+    figure, axes = pyplot.subplots(figsize=(10, 1 + 0.24 * sum(len(row.timings) + 1 for row in timed)))
+    y, ticks, seen = 0.0, [], set()
+    for row in timed:
+        ticks.append((y + (len(row.timings) - 1) / 2, f"{row.op}\n{row.case}"))
+        for name, timing in row.timings.items():
+            label = None if name in seen else name
+            seen.add(name)
+            axes.barh(y, timing.median * 1e3, height=0.85, color=colours.get(name, "#c0bfbc"), label=label)
+            ratio = row.ratio(name) if name != US else None
+            text = f" {seconds(timing.median)}" + (f"  {ratio:.3g}x" if ratio else "")
+            axes.text(timing.median * 1e3, y, text, va="center", fontsize=8, weight="normal" if ratio else "bold")
+            y += 1
+        y += 1
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high * 4)  # room for the last label
+    axes.set_ylim(y - 0.5, -1)
+    axes.set_yticks([at for at, _ in ticks], [text for _, text in ticks], fontsize=8)
+    axes.set_xlabel("milliseconds a call, median, logarithmic; shorter is better")
+    axes.set_title(f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="upper center", ncols=len(seen), fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / figure.get_figheight()))
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,56 @@
+"""What the operator tests share: random training situations."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+Situation = dict[str, Tensor]
+
+
+def _situation(seed: int, gts: int = 8, size: int = 160, classes: int = 80, kind: str = "trained", batch: int = 1) -> Situation:
+    """The arguments of simota_assign: all priors of a square image, predictions of a trained or an untrained net."""
+    g = torch.Generator().manual_seed(seed)
+    priors = []
+    for stride in (8, 16, 32):
+        steps = (torch.arange(size // stride) + 0.5) * stride
+        y, x = torch.meshgrid(steps, steps, indexing="ij")
+        priors.append(torch.stack([x, y, torch.full_like(x, stride), torch.full_like(x, stride)], -1).view(-1, 4))
+    prior = torch.cat(priors)
+    n = len(prior)
+    center = torch.rand(batch, gts, 2, generator=g) * size
+    extent = torch.rand(batch, gts, 2, generator=g) ** 2 * size / 2 + 3
+    gt_boxes = torch.cat([center - extent / 2, center + extent / 2], -1)
+    gt_labels = torch.randint(classes, (batch, gts), generator=g)
+    scores = torch.rand(batch, n, classes, generator=g) * 0.02
+    half = prior[:, 2:] * (0.5 + torch.rand(batch, n, 2, generator=g))
+    boxes = torch.cat([prior[:, :2] - half, prior[:, :2] + half], -1)
+    if kind == "trained" and gts:
+        nearest = torch.cdist(prior[None, :, :2].expand(batch, -1, -1), center).argmin(-1)
+        picked = gt_boxes.gather(1, nearest[..., None].expand(-1, -1, 4))
+        boxes = picked + torch.randn(batch, n, 4, generator=g) * 4
+        label = gt_labels.gather(1, nearest)
+        scores.scatter_(2, label[..., None], torch.rand(batch, n, 1, generator=g))
+    if kind == "strange":
+        values = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e18, -3e38, 0.0, 1.0, -1.0])
+        for tensor in (scores, boxes, gt_boxes):
+            flat = tensor.view(-1)
+            where = torch.randint(flat.numel(), (max(flat.numel() // 50, 1),), generator=g)
+            flat[where] = values[torch.randint(len(values), where.shape, generator=g)]
+    if kind == "ties":
+        scores.fill_(0.25)
+        boxes = boxes[:, :1].expand(-1, n, -1)
+    return {
+        "scores": scores,
+        "priors": prior,
+        "boxes": boxes,
+        "gt_boxes": gt_boxes,
+        "gt_labels": gt_labels,
+        "num_gts": torch.full((batch,), gts),
+    }
+
+
+@pytest.fixture(scope="session")
+def situation() -> Callable[..., Situation]:
+    return _situation

@@ -1,0 +1,116 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yolox_ops import box_iou, reference
+
+MODES = ("iou", "iof", "giou")
+
+
+def boxes(seed, n, kind="plain", dtype=torch.float32):
+    g = torch.Generator().manual_seed(seed)
+    xy = torch.rand(n, 2, generator=g) * 60
+    out = torch.cat([xy, xy + torch.rand(n, 2, generator=g) * 40], 1)
+    if kind == "grid":  # shared edges, equal boxes, empty boxes
+        out = (out / 16).round() * 16
+    elif kind == "inverted":
+        out = out[:, [2, 1, 0, 3]]
+    elif kind == "huge":
+        out = out * 1e17
+    elif kind == "strange":
+        out.view(-1)[::7] = torch.nan
+        out.view(-1)[::11] = torch.inf
+    return out.to(dtype)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    m=st.integers(0, 40),
+    n=st.integers(0, 70),
+    kind=st.sampled_from(["plain", "grid", "inverted", "huge", "strange"]),
+    mode=st.sampled_from(MODES),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
+    aligned=st.booleans(),
+)
+def test_equals_the_reference(seed, m, n, kind, mode, dtype, aligned):
+    a, b = boxes(seed, m, kind, dtype), boxes(seed + 1, m if aligned else n, kind, dtype)
+    ours, theirs = box_iou(a, b, mode, aligned), reference.box_iou(a, b, mode, aligned)
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, equal_nan=True) if dtype.itemsize > 2 else (
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("aligned", [False, True])
+def test_equals_mmdet(mode, aligned):
+    overlaps = pytest.importorskip("mmdet.core").bbox_overlaps
+    a, b = boxes(1, 300), boxes(2, 300 if aligned else 40)
+    torch.testing.assert_close(box_iou(a, b, mode, aligned), overlaps(a, b, mode, aligned), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "grid"])
+def test_gradient(mode, aligned, kind):
+    a = boxes(3, 12, kind, torch.float64).requires_grad_()
+    b = boxes(4, 12 if aligned else 9, kind, torch.float64).requires_grad_()
+    if kind == "plain":
+        assert torch.autograd.gradcheck(lambda x, y: box_iou(x, y, mode, aligned), (a, b))
+    weight = torch.rand(box_iou(a, b, mode, aligned).shape, generator=torch.Generator().manual_seed(5))
+    ours = torch.autograd.grad((box_iou(a, b, mode, aligned) * weight).sum(), (a, b))
+    theirs = torch.autograd.grad((reference.box_iou(a, b, mode, aligned) * weight).sum(), (a, b))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_other_layouts_and_threads():
+    a, b = boxes(5, 500), boxes(6, 60)
+    expected = box_iou(a, b)
+    assert torch.equal(box_iou(a.t().contiguous().t(), b.repeat(1, 2)[:, :4]), expected)
+    assert torch.equal(box_iou(a[:1].expand(3, 4), b), expected[:1].expand(3, -1))
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(box_iou(a, b), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_autocast_computes_in_float32():
+    a, b = boxes(7, 5), boxes(8, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert box_iou(a.bfloat16(), b.bfloat16()).dtype == torch.float32
+
+
+def test_opcheck():
+    for aligned in (False, True):
+        a, b = boxes(9, 5).requires_grad_(), boxes(10, 5).requires_grad_()
+        torch.library.opcheck(torch.ops.yolox_ops.box_iou.default, (a, b, "giou", aligned, 1e-6))
+
+
+@pytest.mark.compile
+def test_compiles_as_one_graph():
+    a, b = boxes(11, 5), boxes(12, 6)
+    compiled = torch.compile(lambda x, y: box_iou(x, y) * 2, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(a, b), box_iou(a, b) * 2)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "options", "error", "message"),
+    [
+        (torch.zeros(3, 5), torch.zeros(2, 4), {}, ValueError, r"boxes1 must be \[M, 4\], got \[3, 5\]"),
+        (torch.zeros(3, 4), torch.zeros(4), {}, ValueError, r"boxes2 must be \[N, 4\], got \[4\]"),
+        (torch.zeros(3, 4), torch.zeros(2, 4), {"aligned": True}, ValueError, r"boxes2 must be \[3, 4\] when aligned"),
+        (torch.zeros(3, 4), torch.zeros(2, 4), {"mode": "diou"}, ValueError, "mode must be iou, iof or giou, got diou"),
+        (torch.zeros(3, 4), torch.zeros(2, 4), {"eps": -1.0}, ValueError, "eps must be at least 0, got -1"),
+        (torch.zeros(3, 4).long(), torch.zeros(2, 4), {}, TypeError, "boxes1 must be floating point"),
+        (torch.zeros(3, 4), torch.zeros(2, 4).double(), {}, TypeError, "boxes2 must have the dtype of boxes1"),
+        (torch.zeros(3, 4), torch.zeros(2, 4, device="meta"), {}, ValueError, "boxes2 must be on cpu, got meta"),
+    ],
+)
+def test_bad_input(a, b, options, error, message):
+    with pytest.raises(error, match=message):
+        box_iou(a, b, **options)

@@ -1,0 +1,171 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yolox_ops import reference, simota_assign, simota_cost
+
+KINDS = ("trained", "untrained", "strange", "ties")
+
+
+def one_image(case):
+    return {k: v if k == "priors" else v[0] for k, v in case.items() if k != "num_gts"}
+
+
+def compare_assignments(case, ours, theirs):
+    """Equal, except where the two costs that compete for a place differ by less than float32 rounding."""
+    differing = (ours[0] != theirs[0]).nonzero().tolist()
+    for b, prior in differing:
+        count = int(case["num_gts"][b])
+        cost, _ = reference.simota_cost(
+            case["scores"][b], case["priors"], case["boxes"][b], case["gt_boxes"][b, :count], case["gt_labels"][b, :count]
+        )
+        for owner in {int(ours[0][b, prior]), int(theirs[0][b, prior])} - {-1}:
+            own = cost[prior, owner]
+            rivals = torch.cat([cost[:prior, owner], cost[prior + 1 :, owner], cost[prior, :owner], cost[prior, owner + 1 :]])
+            assert (rivals - own).abs().min() <= 1e-5 * own.abs() + 1e-4, (b, prior, owner)
+    same = ours[0] == theirs[0]
+    torch.testing.assert_close(ours[1][same], theirs[1][same], rtol=1e-6, atol=1e-6)
+    return len(differing)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    gts=st.integers(0, 20),
+    classes=st.sampled_from([1, 3, 16, 80]),
+    kind=st.sampled_from(KINDS),
+    batch=st.integers(0, 3),
+)
+def test_equals_the_reference(situation, seed, gts, classes, kind, batch):
+    case = situation(seed, gts=gts, size=96, classes=classes, kind=kind, batch=batch)
+    if batch:
+        case["num_gts"][0] = gts // 2
+        ours, theirs = simota_cost(**one_image(case)), reference.simota_cost(**one_image(case))
+        torch.testing.assert_close(ours[0], theirs[0], rtol=2e-6, atol=2e-4)
+        torch.testing.assert_close(ours[1], theirs[1], rtol=1e-6, atol=1e-6)
+    ours, theirs = simota_assign(**case), reference.simota_assign(**case)
+    if kind == "strange":  # 0 * inf and the like: orders may differ, indices may not leave their range
+        assert ((ours[0] >= -1) & (ours[0] < case["num_gts"][:, None].clamp(min=1))).all()
+    else:
+        compare_assignments(case, ours, theirs)
+
+
+@pytest.mark.parametrize("gts", [1, 10, 40, 100])
+@pytest.mark.parametrize("kind", ["trained", "untrained"])
+def test_equals_mmdet(situation, gts, kind):
+    assigners = pytest.importorskip("mmdet.core.bbox.assigners.sim_ota_assigner")
+    case = situation(gts, gts=gts, size=640, kind=kind)
+    stock = assigners.SimOTAAssigner(center_radius=2.5)._assign(**{
+        "pred_scores": case["scores"][0], "priors": case["priors"], "decoded_bboxes": case["boxes"][0],
+        "gt_bboxes": case["gt_boxes"][0], "gt_labels": case["gt_labels"][0],
+    })  # fmt: skip
+    gt_index, iou = simota_assign(**case)
+    theirs = (stock.gt_inds[None] - 1, torch.where(stock.gt_inds > 0, stock.max_overlaps, 0.0)[None])
+    differing = compare_assignments(case, (gt_index, iou), theirs)
+    positives = int((gt_index >= 0).sum())
+    assert positives >= 1
+    assert differing <= 0.01 * positives
+
+
+def test_a_prior_that_two_gts_want_goes_to_the_cheaper(situation):
+    case = situation(0, gts=2, size=96)
+    case["gt_boxes"][0, :] = torch.tensor([10.0, 10.0, 80.0, 80.0])
+    case["gt_labels"][0, :] = torch.tensor([3, 5])
+    case["boxes"][0, :] = torch.tensor([10.0, 10.0, 80.0, 80.0])
+    case["scores"].fill_(0.1)
+    case["scores"][0, :, 5] = 0.9
+    gt_index, iou = simota_assign(**case)
+    assert (gt_index[0] == 1).sum() == 10
+    assert (gt_index[0] == 0).sum() == 0
+    assert torch.equal(iou[0, gt_index[0] == 1], torch.ones(10))
+
+
+def test_equal_costs_take_the_lowest_indices(situation):
+    case = situation(0, gts=2, size=96)
+    case["gt_boxes"][0, :] = torch.tensor([8.0, 8.0, 88.0, 88.0])
+    case["gt_labels"].fill_(0)
+    case["boxes"][0, :] = torch.tensor([8.0, 8.0, 88.0, 88.0])
+    case["scores"].fill_(0.5)
+    gt_index, _ = simota_assign(**case)
+    both = torch.stack(reference._regions(case["priors"], case["gt_boxes"][0], 2.5)).all(0)[:, 0]
+    assert (gt_index[0] == 0).nonzero().squeeze(1).tolist() == both.nonzero().squeeze(1)[:10].tolist()
+    assert not (gt_index == 1).any()
+
+
+def test_every_gt_of_a_tiny_size_still_gets_its_cheapest_candidate(situation):
+    case = situation(1, gts=6, size=160, kind="untrained")
+    case["gt_boxes"][..., 2:] = case["gt_boxes"][..., :2] + 0.5
+    ours, theirs = simota_assign(**case), reference.simota_assign(**case)
+    assert (ours[0] >= 0).any()
+    compare_assignments(case, ours, theirs)
+
+
+def test_padding_is_never_read(situation):
+    case = situation(2, gts=5, batch=2)
+    expected = simota_assign(**case)
+    padded = dict(case)
+    padded["gt_boxes"] = torch.cat([case["gt_boxes"], torch.full((2, 3, 4), torch.nan)], 1)
+    padded["gt_labels"] = torch.cat([case["gt_labels"], torch.full((2, 3), 10**12)], 1)
+    for ours, wanted in zip(simota_assign(**padded), expected, strict=True):
+        assert torch.equal(ours, wanted)
+
+
+def test_layouts_dtypes_threads_and_gradient(situation):
+    case = situation(3, gts=30, size=320, batch=2)
+    expected = simota_assign(**case)
+    strided = {k: v.transpose(0, -1).contiguous().transpose(0, -1) for k, v in case.items()}
+    strided["scores"].requires_grad_()
+    wide = {k: v.double() if v.is_floating_point() else v for k, v in case.items()}
+    threads = torch.get_num_threads()
+    try:
+        for count, arguments in ((1, case), (3, case), (2, strided), (2, wide)):
+            torch.set_num_threads(count)
+            result = simota_assign(**arguments)
+            assert torch.equal(result[0], expected[0])
+            assert torch.equal(result[1], expected[1])
+            assert not result[1].requires_grad
+    finally:
+        torch.set_num_threads(threads)
+    half = {k: v.bfloat16() if v.is_floating_point() else v for k, v in case.items()}
+    rounded = {k: v.float() if v.is_floating_point() else v for k, v in half.items()}
+    assert torch.equal(simota_assign(**half)[0], simota_assign(**rounded)[0])
+
+
+def test_opcheck(situation):
+    case = situation(4, gts=3, size=64, batch=2)
+    ops = torch.ops.yolox_ops
+    torch.library.opcheck(ops.simota_assign.default, (*case.values(), 2.5, 10, 1.0, 3.0))
+    torch.library.opcheck(ops.simota_cost.default, (*one_image(case).values(), 2.5, 1.0, 3.0))
+
+
+@pytest.mark.compile
+def test_compiles_as_one_graph(situation):
+    case = situation(5, gts=3, size=64)
+    compiled = torch.compile(lambda **k: simota_assign(**k)[0] + 1, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(**case), simota_assign(**case)[0] + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("scores", torch.zeros(84, 80), ValueError, r"scores must be \[B, P, C\], got \[84, 80\]"),
+        ("priors", torch.zeros(80, 4), ValueError, r"priors must be \[84, 4\], got \[80, 4\]"),
+        ("boxes", torch.zeros(1, 84, 5), ValueError, r"boxes must be \[1, 84, 4\], got \[1, 84, 5\]"),
+        ("gt_boxes", torch.zeros(1, 3, 5), ValueError, r"gt_boxes must be \[1, G, 4\], got \[1, 3, 5\]"),
+        ("gt_labels", torch.tensor([[0, 80, 1]]), ValueError, r"gt_labels must be in \[0, 80\), got 80"),
+        ("gt_labels", torch.tensor([[0, -1, 1]]), ValueError, r"gt_labels must be in \[0, 80\), got -1"),
+        ("gt_labels", torch.zeros(1, 3), TypeError, "gt_labels must be int64"),
+        ("num_gts", torch.tensor([4]), ValueError, r"num_gts must be in \[0, 3\], got 4"),
+        ("num_gts", torch.tensor([1, 1]), ValueError, r"num_gts must be \[1\], got \[2\]"),
+        ("scores", torch.zeros(1, 84, 80).int(), TypeError, "scores must be floating point"),
+        ("boxes", torch.zeros(1, 84, 4, device="meta"), ValueError, "boxes must be on cpu, got meta"),
+        ("candidate_topk", 0, ValueError, "candidate_topk must be at least 1, got 0"),
+        ("iou_weight", -1.0, ValueError, "iou_weight must be at least 0, got -1"),
+    ],
+)
+def test_bad_input(situation, name, value, error, message):
+    case = situation(6, gts=3, size=64)
+    case[name] = value
+    with pytest.raises(error, match=message):
+        simota_assign(**case)
