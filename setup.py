@@ -51,7 +51,9 @@ def installed_torch() -> dict[str, str]:
     hidden = ("PYTHONPATH", "PYTHONNOUSERSITE")
     env = {key: value for key, value in os.environ.items() if key not in hidden}
     env["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
-    child = subprocess.run([sys.executable, "-c", PROBE], env=env, stdout=subprocess.PIPE, text=True, check=False)
+    child = subprocess.run(
+        [sys.executable, "-c", PROBE], env=env, stdout=subprocess.PIPE, text=True, check=False
+    )
     if child.returncode == 3:
         sys.exit(NO_TORCH)
     if child.returncode:
@@ -85,11 +87,23 @@ class CMakeBuild(build_ext):
         target = ROOT / "yolox_ops" if self.inplace else Path(self.build_lib).resolve() / "yolox_ops"
         options = [f"-DYOLOX_OPS_{name}={value}" for name, value in facts.items()]
         # Given anew each time: an isolated build has its tools in a folder that is gone afterwards.
-        options += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools['ninja']}", f"-DCMAKE_INSTALL_PREFIX={target}"]
+        options += [
+            "-G",
+            "Ninja",
+            f"-DCMAKE_MAKE_PROGRAM={tools['ninja']}",
+            f"-DCMAKE_INSTALL_PREFIX={target}",
+        ]
         jobs = os.environ.get("MAX_JOBS")
         for command in (
             [tools["cmake"], "-S", str(ROOT), "-B", str(build), *options],
-            [tools["cmake"], "--build", str(build), *(["--parallel", jobs] if jobs else []), "--target", "install"],
+            [
+                tools["cmake"],
+                "--build",
+                str(build),
+                *(["--parallel", jobs] if jobs else []),
+                "--target",
+                "install",
+            ],
         ):
             self.announce(" ".join(command), level=2)
             if subprocess.run(command, check=False).returncode:

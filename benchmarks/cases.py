@@ -83,7 +83,9 @@ def untrained(priors: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Ten
     return cls, obj, torch.cat([centre - half, centre + half], -1)
 
 
-def trained(priors: Tensor, gts: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def trained(
+    priors: Tensor, gts: Tensor, labels: Tensor, rng: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """As `untrained`, but priors in a gt box or centre region predict a noisy copy of that gt with some confidence."""
     count = len(priors)
     cls, obj, boxes = untrained(priors, rng)
@@ -184,7 +186,11 @@ CASES = [
     Case("simota_assign", "8400x40 untrained", lambda: assign_case("untrained", 40), quick=True),
     Case("simota_assign", "8400x100 trained-like", lambda: assign_case("trained-like", 100), quick=True),
     Case("simota_assign", "8400x100 untrained", lambda: assign_case("untrained", 100)),
-    Case("simota_assign", "8 images, 5-100 gts", lambda: assign_case("trained-like", 5, 12, 20, 30, 40, 55, 75, 100)),
+    Case(
+        "simota_assign",
+        "8 images, 5-100 gts",
+        lambda: assign_case("trained-like", 5, 12, 20, 30, 40, 55, 75, 100),
+    ),
     Case("batched_nms", "300, 80 classes", lambda: nms_case(300, 80)),
     Case("batched_nms", "1000, 80 classes", lambda: nms_case(1000, 80), quick=True),
     Case("batched_nms", "8400, 80 classes", lambda: nms_case(8400, 80), quick=True),

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yolox_ops
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+import yolox_ops
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ def ours(op: str) -> Peer:
     return Peer("yolox_ops", lambda *args: lambda: getattr(yolox_ops, op)(*args))
 
 
-def megvii_assign(scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def megvii_assign(
+    scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
     """SimOTA of one image, step by step as the YOLOX paper (section 2.1) and its code go about it, in plain torch.
 
     Layout [G, V] and a [G, V, C] cross-entropy as there; constants, candidate rule and tie-breaking matrix are
@@ -86,13 +89,20 @@ def megvii_assign(scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, la
 
 
 def megvii() -> dict[str, Peer]:
-    def prepare(scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor, num_gts: Tensor) -> Any:
+    def prepare(
+        scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor, num_gts: Tensor
+    ) -> Any:
         counts = num_gts.tolist()
         return lambda: [
-            megvii_assign(scores[i], priors, boxes[i], gts[i, :n], labels[i, :n]) for i, n in enumerate(counts)
+            megvii_assign(scores[i], priors, boxes[i], gts[i, :n], labels[i, :n])
+            for i, n in enumerate(counts)
         ]
 
-    return {"simota_assign": Peer("Megvii's steps", prepare, lambda raw: tuple(map(torch.stack, zip(*raw, strict=True))))}
+    return {
+        "simota_assign": Peer(
+            "Megvii's steps", prepare, lambda raw: tuple(map(torch.stack, zip(*raw, strict=True)))
+        )
+    }
 
 
 def torch_foreach() -> dict[str, Peer]:
@@ -147,7 +157,7 @@ def mmdet() -> dict[str, Peer]:
         from mmdet.core.bbox.assigners import SimOTAAssigner
         from mmdet.models import YOLOXHead
 
-    class CostTaken(Exception):  # noqa: N818 - a way out, not an error
+    class CostTaken(Exception):
         pass
 
     class CostOnly(SimOTAAssigner):  # type: ignore[misc]
@@ -173,10 +183,13 @@ def mmdet() -> dict[str, Peer]:
             rows[valid] = values
         return tuple(full)
 
-    def assign(scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor, num_gts: Tensor) -> Any:
+    def assign(
+        scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor, num_gts: Tensor
+    ) -> Any:
         assigner, counts = SimOTAAssigner(center_radius=2.5), num_gts.tolist()
         return lambda: [
-            assigner.assign(scores[i], priors, boxes[i], gts[i, :n], labels[i, :n]) for i, n in enumerate(counts)
+            assigner.assign(scores[i], priors, boxes[i], gts[i, :n], labels[i, :n])
+            for i, n in enumerate(counts)
         ]
 
     def stack_assigned(raw: Any) -> tuple[Tensor, Tensor]:

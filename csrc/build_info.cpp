@@ -1,5 +1,6 @@
-// yolox_ops._C: the facts of this build, and nothing else. It links neither torch nor the operators, so that it can be
-// imported, and the versions compared, even when the operators no longer fit the torch that is installed.
+// yolox_ops._C: the facts of this build, and nothing else. It links neither torch nor the operators, so that
+// it can be imported, and the versions compared, even when the operators no longer fit the torch that is
+// installed.
 #include <pybind11/pybind11.h>
 
 #include <sstream>

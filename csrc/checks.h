@@ -7,7 +7,8 @@
 namespace yolox_ops {
 
 inline void check_boxes(const at::Tensor& boxes, const char* name, const char* count) {
-  TORCH_CHECK_VALUE(boxes.dim() == 2 && boxes.size(1) == 4, name, " must be [", count, ", 4], got ", boxes.sizes());
+  TORCH_CHECK_VALUE(boxes.dim() == 2 && boxes.size(1) == 4, name, " must be [", count, ", 4], got ",
+                    boxes.sizes());
 }
 
 inline void check_shape(const at::Tensor& tensor, const char* name, at::IntArrayRef shape) {
@@ -34,6 +35,8 @@ inline void check_not_negative(double value, const char* name) {
 // The kernels read float32 or float64, packed; half types are computed in float32.
 inline at::Tensor as_float(const at::Tensor& tensor) { return tensor.to(at::kFloat).contiguous(); }
 
-inline at::ScalarType compute_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
+inline at::ScalarType compute_type(at::ScalarType type) {
+  return type == at::kDouble ? at::kDouble : at::kFloat;
+}
 
 }  // namespace yolox_ops

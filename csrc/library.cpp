@@ -15,14 +15,14 @@ Capability detect() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     best = Capability::kAvx2;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl")) {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
       best = Capability::kAvx512;
     }
   }
 #endif
-  // yolox_ops/__init__.py refuses other values, and one that this CPU cannot satisfy: here, while the library loads,
-  // nobody could catch an exception.
+  // yolox_ops/__init__.py refuses other values, and one that this CPU cannot satisfy: here, while the library
+  // loads, nobody could catch an exception.
   const char* variable = std::getenv("YOLOX_OPS_CPU_CAPABILITY");
   const std::string wanted = variable ? variable : "";
   if (wanted == "default") return Capability::kDefault;
@@ -52,17 +52,21 @@ TORCH_LIBRARY(yolox_ops, m) {
   m.def("cpu_capability", &cpu_capability_name);
   m.def("box_iou(Tensor boxes1, Tensor boxes2, str mode, bool aligned, float eps) -> Tensor");
   m.def(
-      "box_iou_backward(Tensor grad, Tensor boxes1, Tensor boxes2, str mode, bool aligned, float eps) -> (Tensor, "
+      "box_iou_backward(Tensor grad, Tensor boxes1, Tensor boxes2, str mode, bool aligned, float eps) -> "
+      "(Tensor, "
       "Tensor)");
   m.def(
-      "simota_cost(Tensor scores, Tensor priors, Tensor boxes, Tensor gt_boxes, Tensor gt_labels, float center_radius, "
+      "simota_cost(Tensor scores, Tensor priors, Tensor boxes, Tensor gt_boxes, Tensor gt_labels, float "
+      "center_radius, "
       "float cls_weight, float iou_weight) -> (Tensor, Tensor)");
   m.def(
-      "simota_assign(Tensor scores, Tensor priors, Tensor boxes, Tensor gt_boxes, Tensor gt_labels, Tensor num_gts, "
+      "simota_assign(Tensor scores, Tensor priors, Tensor boxes, Tensor gt_boxes, Tensor gt_labels, Tensor "
+      "num_gts, "
       "float center_radius, int candidate_topk, float cls_weight, float iou_weight) -> (Tensor, Tensor)");
   m.def("batched_nms(Tensor boxes, Tensor scores, Tensor labels, float iou_threshold) -> Tensor");
   m.def(
-      "yolox_detect(Tensor cls_logits, Tensor obj_logits, Tensor boxes, float score_threshold, float iou_threshold, int "
+      "yolox_detect(Tensor cls_logits, Tensor obj_logits, Tensor boxes, float score_threshold, float "
+      "iou_threshold, int "
       "max_detections) -> (Tensor, Tensor, Tensor)");
   m.def("ema_update_(Tensor(a!)[] average, Tensor[] value, float momentum) -> ()");
 }

@@ -9,14 +9,18 @@ from torch import Tensor
 Situation = dict[str, Tensor]
 
 
-def _situation(seed: int, gts: int = 8, size: int = 160, classes: int = 80, kind: str = "trained", batch: int = 1) -> Situation:
+def _situation(
+    seed: int, gts: int = 8, size: int = 160, classes: int = 80, kind: str = "trained", batch: int = 1
+) -> Situation:
     """The arguments of simota_assign: all priors of a square image, predictions of a trained or an untrained net."""
     g = torch.Generator().manual_seed(seed)
     priors = []
     for stride in (8, 16, 32):
         steps = (torch.arange(size // stride) + 0.5) * stride
         y, x = torch.meshgrid(steps, steps, indexing="ij")
-        priors.append(torch.stack([x, y, torch.full_like(x, stride), torch.full_like(x, stride)], -1).view(-1, 4))
+        priors.append(
+            torch.stack([x, y, torch.full_like(x, stride), torch.full_like(x, stride)], -1).view(-1, 4)
+        )
     prior = torch.cat(priors)
     n = len(prior)
     center = torch.rand(batch, gts, 2, generator=g) * size

@@ -11,7 +11,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-at::Tensor call(const at::Tensor& boxes1, const at::Tensor& boxes2, c10::string_view mode, bool aligned, double eps) {
+at::Tensor call(const at::Tensor& boxes1, const at::Tensor& boxes2, c10::string_view mode, bool aligned,
+                double eps) {
   using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, c10::string_view, bool, double);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("yolox_ops::box_iou", "").typed<Signature>();
@@ -31,8 +32,8 @@ class BoxIou : public torch::autograd::Function<BoxIou> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    using Signature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                                         c10::string_view, bool, double);
+    using Signature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
+                                                         const at::Tensor&, c10::string_view, bool, double);
     static const auto op =
         c10::Dispatcher::singleton().findSchemaOrThrow("yolox_ops::box_iou_backward", "").typed<Signature>();
     const auto saved = context->get_saved_variables();

@@ -91,16 +91,19 @@ void forward(const at::Tensor& boxes1, const at::Tensor& boxes2, bool aligned, d
   }
   const std::vector<T> columns2 = columns<T>(boxes2);
   const T *x1 = columns2.data(), *y1 = x1 + n, *x2 = y1 + n, *y2 = x2 + n;
-  at::parallel_for(0, m, std::max<int64_t>(1, 16384 / std::max<int64_t>(n, 1)), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Box<T> a = first[i];
-      T* row = result + i * n;
-      for (int64_t j = 0; j < n; ++j) row[j] = overlap<T, mode>(a, {x1[j], y1[j], x2[j], y2[j]}, floor);
-    }
-  });
+  at::parallel_for(0, m, std::max<int64_t>(1, 16384 / std::max<int64_t>(n, 1)),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t i = begin; i < end; ++i) {
+                       const Box<T> a = first[i];
+                       T* row = result + i * n;
+                       for (int64_t j = 0; j < n; ++j)
+                         row[j] = overlap<T, mode>(a, {x1[j], y1[j], x2[j], y2[j]}, floor);
+                     }
+                   });
 }
 
-// d/da and d/db of max(a, b); equal values share the gradient, as torch.maximum has it. `sign` -1 gives min(a, b).
+// d/da and d/db of max(a, b); equal values share the gradient, as torch.maximum has it. `sign` -1 gives
+// min(a, b).
 template <typename T>
 inline void split(T grad, T a, T b, T sign, T& grad_a, T& grad_b) {
   const T share = a == b ? T(0.5) : (sign * a > sign * b ? T(1) : T(0));
@@ -152,8 +155,8 @@ inline void overlap_backward(Box<T> a, Box<T> b, T eps, T grad, Box<T>& ga, Box<
 
 // Pairs are visited twice, by row and by column: each gradient is then summed by one thread, in one order.
 template <typename T, Mode mode>
-void backward(const at::Tensor& grad, const at::Tensor& boxes1, const at::Tensor& boxes2, bool aligned, double eps,
-              at::Tensor& grad1, at::Tensor& grad2) {
+void backward(const at::Tensor& grad, const at::Tensor& boxes1, const at::Tensor& boxes2, bool aligned,
+              double eps, at::Tensor& grad1, at::Tensor& grad2) {
   const int64_t m = boxes1.size(0), n = boxes2.size(0);
   const auto* first = reinterpret_cast<const Box<T>*>(boxes1.const_data_ptr<T>());
   const auto* second = reinterpret_cast<const Box<T>*>(boxes2.const_data_ptr<T>());
@@ -170,22 +173,24 @@ void backward(const at::Tensor& grad, const at::Tensor& boxes1, const at::Tensor
                          out2[i] = other;
                        } else {
                          for (int64_t j = 0; j < n; ++j) {
-                           overlap_backward<T, mode>(first[i], second[j], floor, upstream[i * n + j], sum, other);
+                           overlap_backward<T, mode>(first[i], second[j], floor, upstream[i * n + j], sum,
+                                                     other);
                          }
                        }
                        out1[i] = sum;
                      }
                    });
   if (aligned) return;
-  at::parallel_for(0, n, std::max<int64_t>(1, 8192 / std::max<int64_t>(m, 1)), [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) {
-      Box<T> sum{}, other{};
-      for (int64_t i = 0; i < m; ++i) {
-        overlap_backward<T, mode>(first[i], second[j], floor, upstream[i * n + j], other, sum);
-      }
-      out2[j] = sum;
-    }
-  });
+  at::parallel_for(
+      0, n, std::max<int64_t>(1, 8192 / std::max<int64_t>(m, 1)), [&](int64_t begin, int64_t end) {
+        for (int64_t j = begin; j < end; ++j) {
+          Box<T> sum{}, other{};
+          for (int64_t i = 0; i < m; ++i) {
+            overlap_backward<T, mode>(first[i], second[j], floor, upstream[i * n + j], other, sum);
+          }
+          out2[j] = sum;
+        }
+      });
 }
 
 template <typename F>
@@ -220,8 +225,8 @@ at::Tensor box_iou(const at::Tensor& boxes1, const at::Tensor& boxes2, c10::stri
 }
 
 std::tuple<at::Tensor, at::Tensor> box_iou_backward(const at::Tensor& grad, const at::Tensor& boxes1,
-                                                    const at::Tensor& boxes2, c10::string_view mode, bool aligned,
-                                                    double eps) {
+                                                    const at::Tensor& boxes2, c10::string_view mode,
+                                                    bool aligned, double eps) {
   const Mode parsed = parse(mode);
   check(boxes1, boxes2, aligned, eps);
   if (aligned) {

@@ -1,6 +1,6 @@
-// Each file in this folder is compiled once per instruction set, into the namespace that CPU_CAPABILITY names. The
-// baseline compilation alone registers the operator, so that loading the library runs baseline code only; it picks the
-// function to register by what the CPU can do (or by YOLOX_OPS_CPU_CAPABILITY).
+// Each file in this folder is compiled once per instruction set, into the namespace that CPU_CAPABILITY
+// names. The baseline compilation alone registers the operator, so that loading the library runs baseline
+// code only; it picks the function to register by what the CPU can do (or by YOLOX_OPS_CPU_CAPABILITY).
 #pragma once
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -16,18 +16,18 @@ Capability cpu_capability();
 #if !defined(CPU_CAPABILITY_DEFAULT)
 #define YOLOX_OPS_REGISTER_CPU(op)
 #elif defined(YOLOX_OPS_HAS_AVX)
-#define YOLOX_OPS_REGISTER_CPU(op)                                          \
-  namespace avx2 {                                                          \
-  decltype(default_::op) op;                                                \
-  }                                                                         \
-  namespace avx512 {                                                        \
-  decltype(default_::op) op;                                                \
-  }                                                                         \
-  TORCH_LIBRARY_IMPL(yolox_ops, CPU, m) {                                   \
-    const auto capability = cpu_capability();                               \
-    m.impl(#op, capability == Capability::kAvx512 ? &avx512::op             \
-                : capability == Capability::kAvx2 ? &avx2::op               \
-                                                  : &default_::op);         \
+#define YOLOX_OPS_REGISTER_CPU(op)                                  \
+  namespace avx2 {                                                  \
+  decltype(default_::op) op;                                        \
+  }                                                                 \
+  namespace avx512 {                                                \
+  decltype(default_::op) op;                                        \
+  }                                                                 \
+  TORCH_LIBRARY_IMPL(yolox_ops, CPU, m) {                           \
+    const auto capability = cpu_capability();                       \
+    m.impl(#op, capability == Capability::kAvx512 ? &avx512::op     \
+                : capability == Capability::kAvx2 ? &avx2::op       \
+                                                  : &default_::op); \
   }
 #else
 #define YOLOX_OPS_REGISTER_CPU(op) \

@@ -14,8 +14,8 @@ struct Piece {
   int64_t size;
 };
 
-// Pieces are of equal size but for each tensor's last: work spreads evenly over the threads, and the many small
-// tensors of a network cost no launch each.
+// Pieces are of equal size but for each tensor's last: work spreads evenly over the threads, and the many
+// small tensors of a network cost no launch each.
 template <typename T>
 void update(const std::vector<Piece<T>>& pieces, double momentum) {
   const T keep = static_cast<T>(1 - momentum), take = static_cast<T>(momentum);
@@ -41,15 +41,15 @@ void append(const at::Tensor& average, const at::Tensor& value, std::vector<Piec
 }  // namespace
 
 void ema_update_(at::TensorList average, at::TensorList value, double momentum) {
-  TORCH_CHECK_VALUE(average.size() == value.size(), "value must be a list of ", average.size(), " tensors, got ",
-                    value.size());
+  TORCH_CHECK_VALUE(average.size() == value.size(), "value must be a list of ", average.size(),
+                    " tensors, got ", value.size());
   check_fraction(momentum, "momentum");
   for (size_t i = 0; i < average.size(); ++i) {
     const at::Tensor &a = average[i], &v = value[i];
     TORCH_CHECK_TYPE(at::isFloatingType(a.scalar_type()), "average[", i, "] must be floating point, got ",
                      a.dtype().name());
-    TORCH_CHECK_TYPE(a.scalar_type() == v.scalar_type(), "value[", i, "] must be ", a.dtype().name(), ", got ",
-                     v.dtype().name());
+    TORCH_CHECK_TYPE(a.scalar_type() == v.scalar_type(), "value[", i, "] must be ", a.dtype().name(),
+                     ", got ", v.dtype().name());
     TORCH_CHECK_VALUE(a.sizes() == v.sizes(), "value[", i, "] must be ", a.sizes(), ", got ", v.sizes());
   }
   std::vector<Piece<float>> floats;

@@ -1,7 +1,7 @@
 // The cost of giving a prior to a gt, mmdet's SimOTAAssigner: shared by simota_cost and simota_assign.
 //
-// With q = sqrt(score), the sum over classes of BCE(q_c, onehot(label)) is S + log1p(-q_label) - log(q_label), where
-// S = -sum_c log1p(-q_c) depends on the prior alone: C + 2G logs a prior instead of 2GC.
+// With q = sqrt(score), the sum over classes of BCE(q_c, onehot(label)) is S + log1p(-q_label) -
+// log(q_label), where S = -sum_c log1p(-q_c) depends on the prior alone: C + 2G logs a prior instead of 2GC.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -12,8 +12,9 @@ namespace {
 
 constexpr float kOutside = 100000.0F;  // added where a prior is not in the box and the centre region of a gt
 
-// Natural logarithm of a positive normal number, within 1 ulp; no branches, so that loops over it vectorise, and the
-// same bits on every CPU. Method and coefficients of fdlibm's logf (Sun Microsystems, freely distributable).
+// Natural logarithm of a positive normal number, within 1 ulp; no branches, so that loops over it vectorise,
+// and the same bits on every CPU. Method and coefficients of fdlibm's logf (Sun Microsystems, freely
+// distributable).
 inline float log_normal(float x) {
   int32_t bits;
   std::memcpy(&bits, &x, 4);
@@ -56,7 +57,13 @@ inline float miss_sum(const float* scores, int64_t classes) {
 struct Gt {
   float x1, y1, x2, y2, cx, cy, area;
   explicit Gt(const float* box)
-      : x1(box[0]), y1(box[1]), x2(box[2]), y2(box[3]), cx((x1 + x2) / 2), cy((y1 + y2) / 2), area((x2 - x1) * (y2 - y1)) {}
+      : x1(box[0]),
+        y1(box[1]),
+        x2(box[2]),
+        y2(box[3]),
+        cx((x1 + x2) / 2),
+        cy((y1 + y2) / 2),
+        area((x2 - x1) * (y2 - y1)) {}
 };
 
 struct Prior {

@@ -1,6 +1,7 @@
-// SimOTA for a batch, without the cost matrix. A gt's cost is looked at only where it can matter: at the priors in its
-// box and centre region; elsewhere (+1e5) only when those are fewer than the k it may take; and where two gts want one
-// prior. IoU is computed for all priors, one gt at a time, into a row that each thread reuses.
+// SimOTA for a batch, without the cost matrix. A gt's cost is looked at only where it can matter: at the
+// priors in its box and centre region; elsewhere (+1e5) only when those are fewer than the k it may take; and
+// where two gts want one prior. IoU is computed for all priors, one gt at a time, into a row that each thread
+// reuses.
 #include <algorithm>
 #include <atomic>
 #include <memory>
@@ -42,10 +43,17 @@ class Best {
 // One image.
 class Image {
  public:
-  Image(const float* scores, const float* priors, const float* boxes, const float* gt_boxes, const int64_t* labels,
-        int64_t num_priors, int64_t classes, int64_t num_gts, float radius, Weights weights)
-      : scores_(scores), labels_(labels), n_(num_priors), classes_(classes), weights_(weights),
-        columns_(9 * num_priors), valid_(num_priors), miss_(new std::atomic<float>[num_priors]) {
+  Image(const float* scores, const float* priors, const float* boxes, const float* gt_boxes,
+        const int64_t* labels, int64_t num_priors, int64_t classes, int64_t num_gts, float radius,
+        Weights weights)
+      : scores_(scores),
+        labels_(labels),
+        n_(num_priors),
+        classes_(classes),
+        weights_(weights),
+        columns_(9 * num_priors),
+        valid_(num_priors),
+        miss_(new std::atomic<float>[num_priors]) {
     for (int64_t j = 0; j < num_gts; ++j) gts_.emplace_back(gt_boxes + 4 * j);
     float* c = columns_.data();
     for (int64_t k = 0; k < 9; ++k) column_[k] = c + k * n_;
@@ -54,7 +62,8 @@ class Image {
         const float *p = priors + 4 * i, *d = boxes + 4 * i;
         for (int64_t k = 0; k < 4; ++k) column_[k][i] = d[k];
         column_[4][i] = (d[2] - d[0]) * (d[3] - d[1]);
-        column_[5][i] = p[0], column_[6][i] = p[1], column_[7][i] = radius * p[2], column_[8][i] = radius * p[3];
+        column_[5][i] = p[0], column_[6][i] = p[1], column_[7][i] = radius * p[2],
+        column_[8][i] = radius * p[3];
         miss_[i].store(-1.0F, std::memory_order_relaxed);
         valid_[i] = 0;
       }
@@ -91,8 +100,8 @@ class Image {
     best.reset(k);
     each_set(both, [&](int64_t i) { best.push({cost(i, j, iou[i], true), static_cast<int32_t>(i)}); });
     if (!best.full() || best.items().back().first >= kOutside) {
-      // Class cost is at least 0: a prior whose IoU alone is too dear need not be priced. Most priors overlap nothing
-      // and share one IoU cost.
+      // Class cost is at least 0: a prior whose IoU alone is too dear need not be priced. Most priors overlap
+      // nothing and share one IoU cost.
       const float nothing = outside_floor(0.0F);
       each_set(valid, [&](int64_t i) {
         if (both[i]) return;
@@ -187,8 +196,8 @@ class Image {
 std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const at::Tensor& priors,
                                                  const at::Tensor& boxes, const at::Tensor& gt_boxes,
                                                  const at::Tensor& gt_labels, const at::Tensor& num_gts,
-                                                 double center_radius, int64_t candidate_topk, double cls_weight,
-                                                 double iou_weight) {
+                                                 double center_radius, int64_t candidate_topk,
+                                                 double cls_weight, double iou_weight) {
   TORCH_CHECK_VALUE(scores.dim() == 3, "scores must be [B, P, C], got ", scores.sizes());
   TORCH_CHECK_VALUE(gt_boxes.dim() == 3 && gt_boxes.size(0) == scores.size(0) && gt_boxes.size(2) == 4,
                     "gt_boxes must be [", scores.size(0), ", G, 4], got ", gt_boxes.sizes());
@@ -212,10 +221,12 @@ std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const
   const at::Tensor labels = gt_labels.contiguous(), counts = num_gts.contiguous();
   const int64_t *label = labels.const_data_ptr<int64_t>(), *count = counts.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < batch; ++b) {
-    TORCH_CHECK_VALUE(count[b] >= 0 && count[b] <= padded, "num_gts must be in [0, ", padded, "], got ", count[b]);
+    TORCH_CHECK_VALUE(count[b] >= 0 && count[b] <= padded, "num_gts must be in [0, ", padded, "], got ",
+                      count[b]);
     for (int64_t j = 0; j < count[b]; ++j) {
       const int64_t value = label[b * padded + j];
-      TORCH_CHECK_VALUE(value >= 0 && value < classes, "gt_labels must be in [0, ", classes, "), got ", value);
+      TORCH_CHECK_VALUE(value >= 0 && value < classes, "gt_labels must be in [0, ", classes, "), got ",
+                        value);
     }
   }
   at::Tensor gt_index = at::full({batch, num_priors}, -1, labels.options());
@@ -230,7 +241,8 @@ std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const
     at::parallel_for(0, count[b], 1, [&](int64_t begin, int64_t end) {
       std::vector<float> iou(num_priors);
       std::vector<uint8_t> both(num_priors);
-      for (int64_t j = begin; j < end; ++j) image.match(j, candidate_topk, iou.data(), both.data(), chosen[j]);
+      for (int64_t j = begin; j < end; ++j)
+        image.match(j, candidate_topk, iou.data(), both.data(), chosen[j]);
     });
     int64_t* owner = gt_index.mutable_data_ptr<int64_t>() + b * num_priors;
     float* overlap = matched_iou.mutable_data_ptr<float>() + b * num_priors;

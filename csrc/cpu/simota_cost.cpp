@@ -9,8 +9,8 @@ namespace yolox_ops::CPU_CAPABILITY {
 
 std::tuple<at::Tensor, at::Tensor> simota_cost(const at::Tensor& scores, const at::Tensor& priors,
                                                const at::Tensor& boxes, const at::Tensor& gt_boxes,
-                                               const at::Tensor& gt_labels, double center_radius, double cls_weight,
-                                               double iou_weight) {
+                                               const at::Tensor& gt_labels, double center_radius,
+                                               double cls_weight, double iou_weight) {
   TORCH_CHECK_VALUE(scores.dim() == 2, "scores must be [P, C], got ", scores.sizes());
   const int64_t num_priors = scores.size(0), classes = scores.size(1);
   check_shape(priors, "priors", {num_priors, 4});
@@ -29,10 +29,12 @@ std::tuple<at::Tensor, at::Tensor> simota_cost(const at::Tensor& scores, const a
   const at::Tensor labels = gt_labels.contiguous();
   const int64_t* label = labels.const_data_ptr<int64_t>();
   for (int64_t j = 0; j < num_gts; ++j) {
-    TORCH_CHECK_VALUE(label[j] >= 0 && label[j] < classes, "gt_labels must be in [0, ", classes, "), got ", label[j]);
+    TORCH_CHECK_VALUE(label[j] >= 0 && label[j] < classes, "gt_labels must be in [0, ", classes, "), got ",
+                      label[j]);
   }
   at::Tensor cost = at::empty({num_priors, num_gts}, s.options()), iou = at::empty_like(cost);
-  const float *score = s.const_data_ptr<float>(), *prior = p.const_data_ptr<float>(), *box = b.const_data_ptr<float>();
+  const float *score = s.const_data_ptr<float>(), *prior = p.const_data_ptr<float>(),
+              *box = b.const_data_ptr<float>();
   const float* gt = g.const_data_ptr<float>();
   float *out_cost = cost.mutable_data_ptr<float>(), *out_iou = iou.mutable_data_ptr<float>();
   const float radius = static_cast<float>(center_radius);

@@ -43,11 +43,12 @@ void detect(const at::Tensor& all_scores, const at::Tensor& all_labels, const at
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> yolox_detect(const at::Tensor& cls_logits, const at::Tensor& obj_logits,
+std::tuple<at::Tensor, at::Tensor, at::Tensor> yolox_detect(const at::Tensor& cls_logits,
+                                                            const at::Tensor& obj_logits,
                                                             const at::Tensor& boxes, double score_threshold,
                                                             double iou_threshold, int64_t max_detections) {
-  TORCH_CHECK_VALUE(cls_logits.dim() == 3 && cls_logits.size(2) > 0, "cls_logits must be [B, P, C] with C > 0, got ",
-                    cls_logits.sizes());
+  TORCH_CHECK_VALUE(cls_logits.dim() == 3 && cls_logits.size(2) > 0,
+                    "cls_logits must be [B, P, C] with C > 0, got ", cls_logits.sizes());
   const int64_t batch = cls_logits.size(0), priors = cls_logits.size(1);
   check_shape(obj_logits, "obj_logits", {batch, priors});
   check_shape(boxes, "boxes", {batch, priors, 4});

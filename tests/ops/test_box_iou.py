@@ -38,9 +38,9 @@ def test_equals_the_reference(seed, m, n, kind, mode, dtype, aligned):
     a, b = boxes(seed, m, kind, dtype), boxes(seed + 1, m if aligned else n, kind, dtype)
     ours, theirs = box_iou(a, b, mode, aligned), reference.box_iou(a, b, mode, aligned)
     assert ours.dtype == dtype
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, equal_nan=True) if dtype.itemsize > 2 else (
-        torch.testing.assert_close(ours, theirs, equal_nan=True)
-    )
+    torch.testing.assert_close(
+        ours, theirs, rtol=1e-6, atol=1e-6, equal_nan=True
+    ) if dtype.itemsize > 2 else (torch.testing.assert_close(ours, theirs, equal_nan=True))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -48,7 +48,9 @@ def test_equals_the_reference(seed, m, n, kind, mode, dtype, aligned):
 def test_equals_mmdet(mode, aligned):
     overlaps = pytest.importorskip("mmdet.core").bbox_overlaps
     a, b = boxes(1, 300), boxes(2, 300 if aligned else 40)
-    torch.testing.assert_close(box_iou(a, b, mode, aligned), overlaps(a, b, mode, aligned), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        box_iou(a, b, mode, aligned), overlaps(a, b, mode, aligned), rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -103,12 +105,36 @@ def test_compiles_as_one_graph():
     [
         (torch.zeros(3, 5), torch.zeros(2, 4), {}, ValueError, r"boxes1 must be \[M, 4\], got \[3, 5\]"),
         (torch.zeros(3, 4), torch.zeros(4), {}, ValueError, r"boxes2 must be \[N, 4\], got \[4\]"),
-        (torch.zeros(3, 4), torch.zeros(2, 4), {"aligned": True}, ValueError, r"boxes2 must be \[3, 4\] when aligned"),
-        (torch.zeros(3, 4), torch.zeros(2, 4), {"mode": "diou"}, ValueError, "mode must be iou, iof or giou, got diou"),
+        (
+            torch.zeros(3, 4),
+            torch.zeros(2, 4),
+            {"aligned": True},
+            ValueError,
+            r"boxes2 must be \[3, 4\] when aligned",
+        ),
+        (
+            torch.zeros(3, 4),
+            torch.zeros(2, 4),
+            {"mode": "diou"},
+            ValueError,
+            "mode must be iou, iof or giou, got diou",
+        ),
         (torch.zeros(3, 4), torch.zeros(2, 4), {"eps": -1.0}, ValueError, "eps must be at least 0, got -1"),
         (torch.zeros(3, 4).long(), torch.zeros(2, 4), {}, TypeError, "boxes1 must be floating point"),
-        (torch.zeros(3, 4), torch.zeros(2, 4).double(), {}, TypeError, "boxes2 must have the dtype of boxes1"),
-        (torch.zeros(3, 4), torch.zeros(2, 4, device="meta"), {}, ValueError, "boxes2 must be on cpu, got meta"),
+        (
+            torch.zeros(3, 4),
+            torch.zeros(2, 4).double(),
+            {},
+            TypeError,
+            "boxes2 must have the dtype of boxes1",
+        ),
+        (
+            torch.zeros(3, 4),
+            torch.zeros(2, 4, device="meta"),
+            {},
+            ValueError,
+            "boxes2 must be on cpu, got meta",
+        ),
     ],
 )
 def test_bad_input(a, b, options, error, message):

@@ -29,7 +29,9 @@ print(o.cpu_capability(), hashlib.sha256(b"".join(r.numpy().tobytes() for r in r
 
 
 def run(code, **env):
-    return subprocess.run([sys.executable, "-c", code], env=os.environ | env, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | env, capture_output=True, text=True, check=False
+    )
 
 
 def test_each_capability_gives_the_same_bits():

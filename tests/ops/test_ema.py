@@ -39,10 +39,28 @@ def test_opcheck():
     [
         ([torch.zeros(2)], [], 0.1, ValueError, "value must be a list of 1 tensors, got 0"),
         ([torch.zeros(2)], [torch.zeros(3)], 0.1, ValueError, r"value\[0\] must be \[2\], got \[3\]"),
-        ([torch.zeros(2)], [torch.zeros(2).double()], 0.1, TypeError, r"value\[0\] must be float, got double"),
-        ([torch.zeros(2).long()], [torch.zeros(2).long()], 0.1, TypeError, r"average\[0\] must be floating point"),
+        (
+            [torch.zeros(2)],
+            [torch.zeros(2).double()],
+            0.1,
+            TypeError,
+            r"value\[0\] must be float, got double",
+        ),
+        (
+            [torch.zeros(2).long()],
+            [torch.zeros(2).long()],
+            0.1,
+            TypeError,
+            r"average\[0\] must be floating point",
+        ),
         ([torch.zeros(2)], [torch.zeros(2)], 1.5, ValueError, r"momentum must be in \[0, 1\], got 1.5"),
-        ([torch.zeros(2)], [torch.zeros(2, device="meta")], 0.1, ValueError, "value must be on cpu, got meta"),
+        (
+            [torch.zeros(2)],
+            [torch.zeros(2, device="meta")],
+            0.1,
+            ValueError,
+            "value must be on cpu, got meta",
+        ),
     ],
 )
 def test_bad_input(average, value, momentum, error, message):

@@ -66,7 +66,11 @@ def test_equals_mmcv():
 
 def test_a_box_at_the_threshold_stays_and_one_just_over_goes():
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 5.01]])
-    assert batched_nms(boxes, torch.tensor([0.9, 0.8, 0.1]), torch.tensor([0, 0, 1]), 0.5).tolist() == [0, 1, 2]
+    assert batched_nms(boxes, torch.tensor([0.9, 0.8, 0.1]), torch.tensor([0, 0, 1]), 0.5).tolist() == [
+        0,
+        1,
+        2,
+    ]
     assert batched_nms(boxes, torch.tensor([0.9, 0.1, 0.8]), torch.tensor([0, 1, 0]), 0.5).tolist() == [0, 1]
 
 
@@ -93,7 +97,11 @@ def test_layouts_and_threads():
 def logits(seed, batch=2, priors=400, classes=20):
     g = torch.Generator().manual_seed(seed)
     boxes = torch.stack([candidates(seed + b, priors)[0] for b in range(batch)])
-    return torch.randn(batch, priors, classes, generator=g) * 3, torch.randn(batch, priors, generator=g) * 3, boxes
+    return (
+        torch.randn(batch, priors, classes, generator=g) * 3,
+        torch.randn(batch, priors, generator=g) * 3,
+        boxes,
+    )
 
 
 @pytest.mark.parametrize("limit", [0, 7, 400])
@@ -101,14 +109,18 @@ def logits(seed, batch=2, priors=400, classes=20):
 def test_detect_equals_the_reference(limit, dtype):
     arguments = [t.to(dtype) for t in logits(6)]
     for ours, theirs in zip(
-        yolox_detect(*arguments, 0.3, 0.65, limit), reference.yolox_detect(*arguments, 0.3, 0.65, limit), strict=True
+        yolox_detect(*arguments, 0.3, 0.65, limit),
+        reference.yolox_detect(*arguments, 0.3, 0.65, limit),
+        strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
 
 
 def test_detect_equals_mmdet():
     head = pytest.importorskip("mmdet.models.dense_heads.yolox_head").YOLOXHead
-    config = pytest.importorskip("mmcv").Config({"score_thr": 0.1, "nms": {"type": "nms", "iou_threshold": 0.65}})
+    config = pytest.importorskip("mmcv").Config(
+        {"score_thr": 0.1, "nms": {"type": "nms", "iou_threshold": 0.65}}
+    )
     cls, obj, boxes = logits(7)
     boxes = boxes.round()
     detections, labels, counts = yolox_detect(cls, obj, boxes, 0.1, 0.65, 400)
@@ -134,7 +146,9 @@ def test_opcheck():
 @pytest.mark.compile
 def test_compiles_as_one_graph():
     arguments = logits(11)
-    compiled = torch.compile(lambda *a: yolox_detect(*a, 0.1, 0.5, 30)[2] + 1, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda *a: yolox_detect(*a, 0.1, 0.5, 30)[2] + 1, fullgraph=True, backend="aot_eager"
+    )
     assert torch.equal(compiled(*arguments), yolox_detect(*arguments, 0.1, 0.5, 30)[2] + 1)
 
 

@@ -18,11 +18,17 @@ def compare_assignments(case, ours, theirs):
     for b, prior in differing:
         count = int(case["num_gts"][b])
         cost, _ = reference.simota_cost(
-            case["scores"][b], case["priors"], case["boxes"][b], case["gt_boxes"][b, :count], case["gt_labels"][b, :count]
+            case["scores"][b],
+            case["priors"],
+            case["boxes"][b],
+            case["gt_boxes"][b, :count],
+            case["gt_labels"][b, :count],
         )
         for owner in {int(ours[0][b, prior]), int(theirs[0][b, prior])} - {-1}:
             own = cost[prior, owner]
-            rivals = torch.cat([cost[:prior, owner], cost[prior + 1 :, owner], cost[prior, :owner], cost[prior, owner + 1 :]])
+            rivals = torch.cat(
+                [cost[:prior, owner], cost[prior + 1 :, owner], cost[prior, :owner], cost[prior, owner + 1 :]]
+            )
             assert (rivals - own).abs().min() <= 1e-5 * own.abs() + 1e-4, (b, prior, owner)
     same = ours[0] == theirs[0]
     torch.testing.assert_close(ours[1][same], theirs[1][same], rtol=1e-6, atol=1e-6)

@@ -1,0 +1,43 @@
+#!/bin/bash
+# Creates .venv with pinned dependencies and builds yolox-ops into it. Each step is skipped when its result is there.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+venv=.venv
+mkdir -p "$venv/logs"
+
+# step NUMBER TITLE CHECK COMMAND: the check says whether there is anything to do
+step() {
+  local log="$venv/logs/step$1.log" start=$SECONDS
+  if eval "$3" >/dev/null 2>&1; then
+    echo "[$1/4] $2: already there"
+    return
+  fi
+  echo "[$1/4] $2 ..."
+  eval "$4" >"$log" 2>&1 &
+  local job=$!
+  while kill -0 $job 2>/dev/null; do
+    sleep 1
+    (((SECONDS - start) % 20 == 19)) && echo "      $((SECONDS - start)) s: $(tail -n 1 "$log" | cut -c1-100)"
+  done
+  if ! wait $job; then
+    tail -n 20 "$log"
+    echo "setup failed in step $1 ($2). The whole log is in $log; mend the cause and run the same command again."
+    exit 1
+  fi
+  echo "      done in $((SECONDS - start)) s"
+}
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
+  { echo "Python 3.10 or newer is needed, found: $("$python" --version 2>&1). Name one with PYTHON=..."; exit 1; }
+command -v c++ >/dev/null || { echo "A C++ compiler is needed: install g++ (Debian: apt install g++)."; exit 1; }
+
+pip="$venv/bin/python -m pip --disable-pip-version-check"
+step 1 "virtual environment" "$venv/bin/python -m pip --version" "'$python' -m venv $venv"
+step 2 "torch and torchvision (some gigabytes)" \
+  "$venv/bin/python -c 'import torch, torchvision; assert torch.__version__.startswith(\"2.11.0\")'" \
+  "$pip install torch==2.11.0 torchvision==0.26.0"
+step 3 "tools" "cmp requirements.txt $venv/logs/requirements.installed" \
+  "$pip install -r requirements.txt && cp requirements.txt $venv/logs/requirements.installed"
+step 4 "compiling the operators" "false" \
+  "PATH=$PWD/$venv/bin:\$PATH $pip install --no-build-isolation --no-deps -e ."
