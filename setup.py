@@ -45,15 +45,13 @@ print(json.dumps({
 def installed_torch() -> dict[str, str]:
     """Asks the environment's own interpreter about its torch.
 
-    pip's isolated build runs that interpreter too, only with PYTHONPATH (and no user site) in front of it; without those
-    a child sees the environment as it is. A torch_npu that is installed beside torch must not load its driver for this.
+    pip's isolated build runs that interpreter too, only with PYTHONPATH (and no user site) in front of it; without
+    those a child sees the environment as it is. A torch_npu that is installed beside torch must not load its driver for this.
     """
     hidden = ("PYTHONPATH", "PYTHONNOUSERSITE")
     env = {key: value for key, value in os.environ.items() if key not in hidden}
     env["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
-    child = subprocess.run(
-        [sys.executable, "-c", PROBE], env=env, stdout=subprocess.PIPE, text=True, check=False
-    )
+    child = subprocess.run([sys.executable, "-c", PROBE], env=env, stdout=subprocess.PIPE, text=True, check=False)
     if child.returncode == 3:
         sys.exit(NO_TORCH)
     if child.returncode:

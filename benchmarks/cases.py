@@ -83,9 +83,7 @@ def untrained(priors: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Ten
     return cls, obj, torch.cat([centre - half, centre + half], -1)
 
 
-def trained(
-    priors: Tensor, gts: Tensor, labels: Tensor, rng: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+def trained(priors: Tensor, gts: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """As `untrained`, but priors in a gt box or centre region predict a noisy copy of that gt with some confidence."""
     count = len(priors)
     cls, obj, boxes = untrained(priors, rng)

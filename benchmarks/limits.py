@@ -15,7 +15,7 @@ import yolox_ops
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured peak rates per second. Bandwidth is a table, because most cases fit some cache: working set -> bytes/s."""
+    """Measured peak rates per second. Bandwidth is a table, as most cases fit some cache: working set -> bytes/s."""
 
     bandwidth: dict[int, float]
     log: float
@@ -90,9 +90,7 @@ def lower_bounds(op: str, args: tuple[Any, ...], result: Any, rates: Rates) -> d
     elif op == "batched_nms":
         pairs = sort_and_pairs(args[1], args[2], result, rates)
     elif op == "yolox_detect":
-        likely = (
-            args[1].sigmoid() >= args[3]
-        )  # the objectness bounds the score, so other rows need not be read
+        likely = args[1].sigmoid() >= args[3]  # the objectness bounds the score, so other rows need not be read
         moved -= int((~likely).sum()) * 4 * (args[0].shape[2] + 4)
         sigmoids = args[1].numel() + int(likely.sum())
     elif op == "ema_update_":

@@ -27,19 +27,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     operators = list(dict.fromkeys(case.op for case in CASES))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="under a minute: fewer shapes and samples")
-    parser.add_argument(
-        "--only", metavar="OP", choices=operators, help=f"one operator of {', '.join(operators)}"
-    )
-    parser.add_argument(
-        "--threads", type=int, default=2, help="threads that every contestant may use (default 2)"
-    )
-    parser.add_argument(
-        "--device", default="cpu", help="cpu (default), or a device that yolox_ops has a backend for"
-    )
+    parser.add_argument("--only", metavar="OP", choices=operators, help=f"one operator of {', '.join(operators)}")
+    parser.add_argument("--threads", type=int, default=2, help="threads that every contestant may use (default 2)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), or a device that yolox_ops has a backend for")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
-    parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw the times as a PNG chart (needs matplotlib)"
-    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times as a PNG chart (needs matplotlib)")
     options = parser.parse_args(argv)
     if options.threads < 1:
         parser.error(f"--threads must be at least 1, got {options.threads}")
@@ -49,9 +41,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.plot and not report.can_plot():
         parser.error("--plot needs matplotlib: pip install matplotlib")
     if options.device.split(":")[0] not in yolox_ops._C.backends:
-        parser.error(
-            f"--device {options.device}: this build has backends for {', '.join(yolox_ops._C.backends)} only"
-        )
+        parser.error(f"--device {options.device}: this build has backends for {', '.join(yolox_ops._C.backends)} only")
     try:
         torch.empty(1, device=options.device)
     except Exception as error:
@@ -63,9 +53,7 @@ def to(value: Any, device: torch.device | str, copy: bool = False) -> Any:
     """Nested lists and tuples with their tensors on a device; `copy` makes those new even there."""
     if isinstance(value, torch.Tensor):
         return value.to(device, copy=copy)
-    return (
-        type(value)(to(item, device, copy) for item in value) if isinstance(value, (list, tuple)) else value
-    )
+    return type(value)(to(item, device, copy) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 class Contestant:
@@ -74,9 +62,7 @@ class Contestant:
     def __init__(self, peer: Peer, case: Case, args: tuple[Any, ...]) -> None:
         self.name, self.convert = peer.name, peer.convert
         self.updated = to(args[0], args[0][0].device, copy=True) if case.op == "ema_update_" else None
-        self.run: Callable[[], Any] = peer.prepare(
-            *(args if self.updated is None else (self.updated, *args[1:]))
-        )
+        self.run: Callable[[], Any] = peer.prepare(*(args if self.updated is None else (self.updated, *args[1:])))
 
     def result(self) -> Any:
         raw = self.run()
@@ -113,9 +99,7 @@ def bench_case(case: Case, peers: list[Peer], options: argparse.Namespace, rates
         return row
     with torch.no_grad():
         row.limits = lower_bounds(case.op, args, to(mine, device), rates)
-        row.timings = interleaved(
-            {c.name: c.run for c in contestants}, device, 0.15 if options.quick else 0.6
-        )
+        row.timings = interleaved({c.name: c.run for c in contestants}, device, 0.15 if options.quick else 0.6)
         row.extra = {c.name: extra_bytes(c.run, device) for c in contestants}
     return row
 

@@ -120,9 +120,7 @@ def compare_detections(verdict: Verdict, args: tuple[Any, ...], mine: Any, other
     threshold = args[3]
     for b, (n, m) in enumerate(zip(mine[2].tolist(), other[2].tolist(), strict=True)):
         rows = [
-            Counter(
-                (*box, label) for box, label in zip(d[b, :c, :4].tolist(), lab[b, :c].tolist(), strict=True)
-            )
+            Counter((*box, label) for box, label in zip(d[b, :c, :4].tolist(), lab[b, :c].tolist(), strict=True))
             for (d, lab, _), c in ((mine, n), (other, m))
         ]
         scores = torch.cat([mine[0][b, :n, 4], other[0][b, :m, 4]])
@@ -134,8 +132,6 @@ def compare_detections(verdict: Verdict, args: tuple[Any, ...], mine: Any, other
             if odd > at_threshold:
                 verdict.problems.append(f"image {b}: {n} and {m} detections, {odd} of them on one side only")
         elif not torch.allclose(scores[:n], scores[n:], rtol=1e-5, atol=1e-6):
-            verdict.problems.append(
-                f"image {b}: scores differ by up to {(scores[:n] - scores[n:]).abs().max():.3g}"
-            )
+            verdict.problems.append(f"image {b}: scores differ by up to {(scores[:n] - scores[n:]).abs().max():.3g}")
         if len(mine[1][b]) > n and (mine[1][b, n:] != -1).any():
             verdict.problems.append(f"image {b}: labels beyond {n} detections are not -1")

@@ -1,4 +1,4 @@
-"""What each operator is compared with and timed against: the specification, and every other implementation installed."""
+"""What each operator is compared with and timed against: the specification, and each other implementation installed."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ def ours(op: str) -> Peer:
     return Peer("yolox_ops", lambda *args: lambda: getattr(yolox_ops, op)(*args))
 
 
-def megvii_assign(
-    scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
+def megvii_assign(scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """SimOTA of one image, step by step as the YOLOX paper (section 2.1) and its code go about it, in plain torch.
 
     Layout [G, V] and a [G, V, C] cross-entropy as there; constants, candidate rule and tie-breaking matrix are
@@ -89,19 +87,14 @@ def megvii_assign(
 
 
 def megvii() -> dict[str, Peer]:
-    def prepare(
-        scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor, num_gts: Tensor
-    ) -> Any:
+    def prepare(scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor, num_gts: Tensor) -> Any:
         counts = num_gts.tolist()
         return lambda: [
-            megvii_assign(scores[i], priors, boxes[i], gts[i, :n], labels[i, :n])
-            for i, n in enumerate(counts)
+            megvii_assign(scores[i], priors, boxes[i], gts[i, :n], labels[i, :n]) for i, n in enumerate(counts)
         ]
 
     return {
-        "simota_assign": Peer(
-            "Megvii's steps", prepare, lambda raw: tuple(map(torch.stack, zip(*raw, strict=True)))
-        )
+        "simota_assign": Peer("Megvii's steps", prepare, lambda raw: tuple(map(torch.stack, zip(*raw, strict=True))))
     }
 
 
@@ -183,13 +176,10 @@ def mmdet() -> dict[str, Peer]:
             rows[valid] = values
         return tuple(full)
 
-    def assign(
-        scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor, num_gts: Tensor
-    ) -> Any:
+    def assign(scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor, num_gts: Tensor) -> Any:
         assigner, counts = SimOTAAssigner(center_radius=2.5), num_gts.tolist()
         return lambda: [
-            assigner.assign(scores[i], priors, boxes[i], gts[i, :n], labels[i, :n])
-            for i, n in enumerate(counts)
+            assigner.assign(scores[i], priors, boxes[i], gts[i, :n], labels[i, :n]) for i, n in enumerate(counts)
         ]
 
     def stack_assigned(raw: Any) -> tuple[Tensor, Tensor]:

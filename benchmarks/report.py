@@ -62,16 +62,14 @@ def megabytes(value: int | None) -> str:
 
 def header(machine: dict[str, Any], rates: Rates) -> str:
     keys = ("cpu", "cpu_capability", "threads", "device", "torch", "python")
-    bandwidth = ", ".join(
-        f"{size / 2**20:g} MiB {value / 1e9:.0f}" for size, value in rates.bandwidth.items()
-    )
+    bandwidth = ", ".join(f"{size / 2**20:g} MiB {value / 1e9:.0f}" for size, value in rates.bandwidth.items())
     text = [
         "  ".join(f"{key}={machine[key]}" for key in keys),
         f"bandwidth in GB/s by working set: {bandwidth}; in 1e9/s: log {rates.log / 1e9:.2f}, divide"
         f" {rates.divide / 1e9:.2f}, sigmoid {rates.sigmoid / 1e9:.2f}",
         *(f"missing: {name} ({reason})" for name, reason in machine["missing"].items()),
         "ratio: time over ours. spread: interquartile range over median. extra: peak memory of a call beyond what was",
-        "there, result included. limit: the largest of the case's necessary work at the rates above, and our time over it.",
+        "there, result included. limit: the largest part of the necessary work at the rates above, and our time over it.",
         "",
         f"{'operator':14} {'case':23} {'':15} {'median':>9} {'spread':>6} {'ratio':>7} {'extra':>10}  limit",
     ]
@@ -116,9 +114,7 @@ def targets(rows: list[Row], only: str | None) -> list[Target]:
             row = by_case.get((op, case))
             extra = row.extra.get(US) if row else None
             what = f"{op} {case}: <= {most / 1e6:g} MB extra"
-            found.append(
-                Target(what, "not measured" if extra is None else megabytes(extra), extra and extra <= most)
-            )
+            found.append(Target(what, "not measured" if extra is None else megabytes(extra), extra and extra <= most))
     return found
 
 
@@ -129,19 +125,13 @@ def summary(rows: list[Row], targets: list[Target]) -> str:
     verdicts = [verdict for row in rows for verdict in row.verdicts.values()]
     bad = sum(bool(verdict.problems) for verdict in verdicts)
     ties = sum(verdict.near_ties for verdict in verdicts)
-    parity = (
-        f"{bad} of {len(verdicts)} comparisons DIFFER" if bad else f"all {len(verdicts)} comparisons agree"
-    )
+    parity = f"{bad} of {len(verdicts)} comparisons DIFFER" if bad else f"all {len(verdicts)} comparisons agree"
     met = sum(t.met is True for t in targets)
-    text.append(
-        f"parity: {parity} ({len(rows)} cases, {ties} near ties); targets: {met} of {len(targets)} met"
-    )
+    text.append(f"parity: {parity} ({len(rows)} cases, {ties} near ties); targets: {met} of {len(targets)} met")
     return "\n".join(text)
 
 
-def write_json(
-    path: Path, machine: dict[str, Any], rates: Rates, rows: list[Row], targets: list[Target]
-) -> None:
+def write_json(path: Path, machine: dict[str, Any], rates: Rates, rows: list[Row], targets: list[Target]) -> None:
     data = {
         "machine": machine,
         "rates": asdict(rates),
@@ -175,9 +165,7 @@ def plot(path: Path, machine: dict[str, Any], rows: list[Row]) -> None:
             axes.barh(y, timing.median * 1e3, height=0.85, color=colours.get(name, "#c0bfbc"), label=label)
             ratio = row.ratio(name) if name != US else None
             text = f" {seconds(timing.median)}" + (f"  {ratio:.3g}x" if ratio else "")
-            axes.text(
-                timing.median * 1e3, y, text, va="center", fontsize=8, weight="normal" if ratio else "bold"
-            )
+            axes.text(timing.median * 1e3, y, text, va="center", fontsize=8, weight="normal" if ratio else "bold")
             y += 1
         y += 1
     axes.set_xscale("log")

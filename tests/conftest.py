@@ -18,9 +18,7 @@ def _situation(
     for stride in (8, 16, 32):
         steps = (torch.arange(size // stride) + 0.5) * stride
         y, x = torch.meshgrid(steps, steps, indexing="ij")
-        priors.append(
-            torch.stack([x, y, torch.full_like(x, stride), torch.full_like(x, stride)], -1).view(-1, 4)
-        )
+        priors.append(torch.stack([x, y, torch.full_like(x, stride), torch.full_like(x, stride)], -1).view(-1, 4))
     prior = torch.cat(priors)
     n = len(prior)
     center = torch.rand(batch, gts, 2, generator=g) * size
@@ -40,7 +38,7 @@ def _situation(
         values = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e18, -3e38, 0.0, 1.0, -1.0])
         for tensor in (scores, boxes, gt_boxes):
             flat = tensor.view(-1)
-            where = torch.randint(flat.numel(), (max(flat.numel() // 50, 1),), generator=g)
+            where = torch.randint(max(flat.numel(), 1), (flat.numel() // 50,), generator=g)
             flat[where] = values[torch.randint(len(values), where.shape, generator=g)]
     if kind == "ties":
         scores.fill_(0.25)

@@ -6,9 +6,7 @@ from torch import Tensor
 from ._library import check_devices, register_fake
 
 
-def box_iou(
-    boxes1: Tensor, boxes2: Tensor, mode: str = "iou", aligned: bool = False, eps: float = 1e-6
-) -> Tensor:
+def box_iou(boxes1: Tensor, boxes2: Tensor, mode: str = "iou", aligned: bool = False, eps: float = 1e-6) -> Tensor:
     """Overlap of boxes (x1, y1, x2, y2), as `mmdet.core.bbox_overlaps`. Differentiable.
 
     Args:
@@ -36,7 +34,5 @@ def _(boxes1: Tensor, boxes2: Tensor, mode: str, aligned: bool, eps: float) -> T
 
 
 @register_fake("box_iou_backward")
-def _(
-    grad: Tensor, boxes1: Tensor, boxes2: Tensor, mode: str, aligned: bool, eps: float
-) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, boxes1: Tensor, boxes2: Tensor, mode: str, aligned: bool, eps: float) -> tuple[Tensor, Tensor]:
     return boxes1.new_empty(boxes1.shape), boxes2.new_empty(boxes2.shape)

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 
-def box_iou(
-    boxes1: Tensor, boxes2: Tensor, mode: str = "iou", aligned: bool = False, eps: float = 1e-6
-) -> Tensor:
+def box_iou(boxes1: Tensor, boxes2: Tensor, mode: str = "iou", aligned: bool = False, eps: float = 1e-6) -> Tensor:
     dtype = boxes1.dtype
     if dtype in (torch.float16, torch.bfloat16):
         boxes1, boxes2 = boxes1.float(), boxes2.float()
@@ -79,9 +77,7 @@ def simota_assign(
     matched_iou = torch.zeros(scores.shape[:2])
     for b, count in enumerate(num_gts.tolist()):
         gts, labels = gt_boxes[b, :count].float(), gt_labels[b, :count]
-        cost, iou = simota_cost(
-            scores[b], priors, boxes[b], gts, labels, center_radius, cls_weight, iou_weight
-        )
+        cost, iou = simota_cost(scores[b], priors, boxes[b], gts, labels, center_radius, cls_weight, iou_weight)
         in_box, in_center = _regions(priors.float(), gts, center_radius)
         candidates = (in_box | in_center).any(1).nonzero().squeeze(1)
         if not len(candidates):

@@ -18,9 +18,9 @@ def simota_cost(
 ) -> tuple[Tensor, Tensor]:
     """The SimOTA cost and IoU matrices of one image, a row for every prior.
 
-    cost = cls_weight * sum over classes of BCE(sqrt(score), one-hot label) - iou_weight * log(IoU + 1e-7), and 1e5 more
-    where the prior is not in both the gt box and its centre region. A NaN IoU counts as 0, a NaN cost (a score outside
-    [0, 1], for instance) as +inf.
+    cost = cls_weight * sum over classes of BCE(sqrt(score), one-hot label) - iou_weight * log(IoU + 1e-7), and 1e5
+    more where the prior is not in both the gt box and its centre region. A NaN IoU counts as 0, a NaN cost (a score
+    outside [0, 1], for instance) as +inf.
 
     Args:
         scores: `[P, C]` in [0, 1], class probability times objectness.
@@ -59,9 +59,9 @@ def simota_assign(
 ) -> tuple[Tensor, Tensor]:
     """SimOTA for a batch.
 
-    Candidates are the priors inside a gt box or a gt centre region. Each gt takes its k cheapest candidates, k being the
-    sum of its `candidate_topk` largest IoUs, rounded down, at least 1. A prior that several gts take goes to the gt of
-    least cost over all gts. Equal costs: the lowest prior index, the lowest gt index.
+    Candidates are the priors inside a gt box or a gt centre region. Each gt takes its k cheapest candidates, k being
+    the sum of its `candidate_topk` largest IoUs, rounded down, at least 1. A prior that several gts take goes to the gt
+    of least cost over all gts. Equal costs: the lowest prior index, the lowest gt index.
 
     Args:
         scores: `[B, P, C]` in [0, 1], class probability times objectness.
@@ -80,9 +80,7 @@ def simota_assign(
     Raises:
         ValueError: for a wrong shape, device, label, count or weight. TypeError: for a wrong dtype.
     """
-    check_devices(
-        scores=scores, priors=priors, boxes=boxes, gt_boxes=gt_boxes, gt_labels=gt_labels, num_gts=num_gts
-    )
+    check_devices(scores=scores, priors=priors, boxes=boxes, gt_boxes=gt_boxes, gt_labels=gt_labels, num_gts=num_gts)
     with torch.no_grad():
         gt_index, iou = torch.ops.yolox_ops.simota_assign(
             scores,

@@ -38,9 +38,9 @@ def test_equals_the_reference(seed, m, n, kind, mode, dtype, aligned):
     a, b = boxes(seed, m, kind, dtype), boxes(seed + 1, m if aligned else n, kind, dtype)
     ours, theirs = box_iou(a, b, mode, aligned), reference.box_iou(a, b, mode, aligned)
     assert ours.dtype == dtype
-    torch.testing.assert_close(
-        ours, theirs, rtol=1e-6, atol=1e-6, equal_nan=True
-    ) if dtype.itemsize > 2 else (torch.testing.assert_close(ours, theirs, equal_nan=True))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, equal_nan=True) if dtype.itemsize > 2 else (
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -48,9 +48,7 @@ def test_equals_the_reference(seed, m, n, kind, mode, dtype, aligned):
 def test_equals_mmdet(mode, aligned):
     overlaps = pytest.importorskip("mmdet.core").bbox_overlaps
     a, b = boxes(1, 300), boxes(2, 300 if aligned else 40)
-    torch.testing.assert_close(
-        box_iou(a, b, mode, aligned), overlaps(a, b, mode, aligned), rtol=1e-6, atol=1e-6
-    )
+    torch.testing.assert_close(box_iou(a, b, mode, aligned), overlaps(a, b, mode, aligned), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -118,9 +118,7 @@ def test_detect_equals_the_reference(limit, dtype):
 
 def test_detect_equals_mmdet():
     head = pytest.importorskip("mmdet.models.dense_heads.yolox_head").YOLOXHead
-    config = pytest.importorskip("mmcv").Config(
-        {"score_thr": 0.1, "nms": {"type": "nms", "iou_threshold": 0.65}}
-    )
+    config = pytest.importorskip("mmcv").Config({"score_thr": 0.1, "nms": {"type": "nms", "iou_threshold": 0.65}})
     cls, obj, boxes = logits(7)
     boxes = boxes.round()
     detections, labels, counts = yolox_detect(cls, obj, boxes, 0.1, 0.65, 400)
@@ -146,9 +144,7 @@ def test_opcheck():
 @pytest.mark.compile
 def test_compiles_as_one_graph():
     arguments = logits(11)
-    compiled = torch.compile(
-        lambda *a: yolox_detect(*a, 0.1, 0.5, 30)[2] + 1, fullgraph=True, backend="aot_eager"
-    )
+    compiled = torch.compile(lambda *a: yolox_detect(*a, 0.1, 0.5, 30)[2] + 1, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(*arguments), yolox_detect(*arguments, 0.1, 0.5, 30)[2] + 1)
 
 
