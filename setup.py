@@ -46,7 +46,8 @@ def installed_torch() -> dict[str, str]:
     """Asks the environment's own interpreter about its torch.
 
     pip's isolated build runs that interpreter too, only with PYTHONPATH (and no user site) in front of it; without
-    those a child sees the environment as it is. A torch_npu that is installed beside torch must not load its driver for this.
+    those a child sees the environment as it is. A torch_npu that is installed beside torch must not load its driver
+    for this.
     """
     hidden = ("PYTHONPATH", "PYTHONNOUSERSITE")
     env = {key: value for key, value in os.environ.items() if key not in hidden}

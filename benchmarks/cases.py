@@ -63,12 +63,12 @@ def make_priors(size: int = 640) -> Tensor:
 
 def make_gts(count: int, rng: torch.Generator, size: int = 640) -> tuple[Tensor, Tensor]:
     """Boxes [G, 4] and labels [G] as COCO gives after mosaic: mostly small objects, a third of them of one class."""
-    side = (torch.randn(count, rng) * 0.9 + 3.7).exp().clamp(6, size * 0.9)
-    aspect = (torch.randn(count, rng) * 0.4).exp().sqrt()
+    side = (torch.randn(count, generator=rng) * 0.9 + 3.7).exp().clamp(6, size * 0.9)
+    aspect = (torch.randn(count, generator=rng) * 0.4).exp().sqrt()
     half = torch.stack([side * aspect, side / aspect], -1).clamp(max=size) / 2
-    centre = half + torch.rand(count, 2, rng) * (size - 2 * half)
+    centre = half + torch.rand(count, 2, generator=rng) * (size - 2 * half)
     labels = torch.randint(CLASSES, (count,), generator=rng)
-    labels[torch.rand(count, rng) < 0.3] = 0
+    labels[torch.rand(count, generator=rng) < 0.3] = 0
     return torch.cat([centre - half, centre + half], -1), labels
 
 
@@ -76,10 +76,10 @@ def untrained(priors: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Ten
     """Logits [P, C], objectness logits [P] and boxes [P, 4] of a fresh head: p near 0.01, boxes of about one stride."""
     count = len(priors)
     # The head adds its offsets to a prior's corner, half a stride from the centre given here.
-    centre = priors[:, :2] + priors[:, 2:] * (torch.randn(count, 2, rng) * 0.1 - 0.5)
-    half = priors[:, 2:] * (torch.randn(count, 2, rng) * 0.1).exp() / 2
-    cls = torch.randn(count, CLASSES, rng) * 0.1 - 4.595
-    obj = torch.randn(count, rng) * 0.1 - 4.595
+    centre = priors[:, :2] + priors[:, 2:] * (torch.randn(count, 2, generator=rng) * 0.1 - 0.5)
+    half = priors[:, 2:] * (torch.randn(count, 2, generator=rng) * 0.1).exp() / 2
+    cls = torch.randn(count, CLASSES, generator=rng) * 0.1 - 4.595
+    obj = torch.randn(count, generator=rng) * 0.1 - 4.595
     return cls, obj, torch.cat([centre - half, centre + half], -1)
 
 
@@ -87,8 +87,8 @@ def trained(priors: Tensor, gts: Tensor, labels: Tensor, rng: torch.Generator) -
     """As `untrained`, but priors in a gt box or centre region predict a noisy copy of that gt with some confidence."""
     count = len(priors)
     cls, obj, boxes = untrained(priors, rng)
-    cls += torch.randn(count, CLASSES, rng) - 1.5
-    obj += torch.randn(count, rng) - 1.5
+    cls += torch.randn(count, CLASSES, generator=rng) - 1.5
+    obj += torch.randn(count, generator=rng) - 1.5
     gt_centre, gt_size = (gts[:, :2] + gts[:, 2:]) / 2, gts[:, 2:] - gts[:, :2]
     distance = (priors[:, None, :2] - gt_centre).abs()
     near = (distance < torch.maximum(gt_size / 2, 2.5 * priors[:, None, 2:])).all(-1)
@@ -97,13 +97,13 @@ def trained(priors: Tensor, gts: Tensor, labels: Tensor, rng: torch.Generator) -
     owner = torch.where(near, area, torch.inf).argmin(1)
     misfit = (area[owner].sqrt() / priors[:, 2] / 5).log2().abs()
     noise = 0.04 + 0.06 * misfit[:, None]
-    centre = gt_centre[owner] + gt_size[owner] * noise * torch.randn(count, 2, rng)
-    half = gt_size[owner] * (noise * torch.randn(count, 2, rng)).exp() / 2
+    centre = gt_centre[owner] + gt_size[owner] * noise * torch.randn(count, 2, generator=rng)
+    half = gt_size[owner] * (noise * torch.randn(count, 2, generator=rng)).exp() / 2
     positive = near.any(1)
     boxes = torch.where(positive[:, None], torch.cat([centre - half, centre + half], -1), boxes)
-    obj = torch.where(positive, torch.randn(count, rng) * 1.5 + 1.5 - 2 * misfit, obj)
+    obj = torch.where(positive, torch.randn(count, generator=rng) * 1.5 + 1.5 - 2 * misfit, obj)
     rows = positive.nonzero()[:, 0]
-    cls[rows, labels[owner[rows]]] = torch.randn(len(rows), rng) * 1.5 + 1.5
+    cls[rows, labels[owner[rows]]] = torch.randn(len(rows), generator=rng) * 1.5 + 1.5
     return cls, obj, boxes
 
 

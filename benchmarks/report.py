@@ -69,7 +69,7 @@ def header(machine: dict[str, Any], rates: Rates) -> str:
         f" {rates.divide / 1e9:.2f}, sigmoid {rates.sigmoid / 1e9:.2f}",
         *(f"missing: {name} ({reason})" for name, reason in machine["missing"].items()),
         "ratio: time over ours. spread: interquartile range over median. extra: peak memory of a call beyond what was",
-        "there, result included. limit: the largest part of the necessary work at the rates above, and our time over it.",
+        "there, result included. limit: the largest part of the necessary work at those rates; our time over it.",
         "",
         f"{'operator':14} {'case':23} {'':15} {'median':>9} {'spread':>6} {'ratio':>7} {'extra':>10}  limit",
     ]
