@@ -2,7 +2,7 @@
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 BIN := .venv/bin
 
-.PHONY: test lint aarch64 clean
+.PHONY: test lint bench aarch64 clean
 
 .venv/ready: $(SOURCES) scripts/setup_env.sh
 	@bash scripts/setup_env.sh
@@ -10,6 +10,9 @@ BIN := .venv/bin
 
 test: .venv/ready
 	$(BIN)/pytest
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/ops_bench.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .
