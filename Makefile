@@ -1,12 +1,15 @@
-# `make test` sets up everything it needs; later runs reuse it.
+# `make demo` and `make test` set up everything they need; later runs reuse it.
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 BIN := .venv/bin
 
-.PHONY: test lint bench aarch64 clean
+.PHONY: demo test lint bench aarch64 clean
 
 .venv/ready: $(SOURCES) scripts/setup_env.sh
 	@bash scripts/setup_env.sh
 	@touch $@
+
+demo: .venv/ready
+	$(BIN)/python -m yolox_plugin.demo
 
 test: .venv/ready
 	$(BIN)/pytest
@@ -17,7 +20,7 @@ bench: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy yolox_ops
+	$(BIN)/mypy yolox_ops yolox_plugin
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.cpp' -o -name '*.h')
 
 aarch64: .venv/ready

@@ -1,0 +1,106 @@
+"""MMDetection's own runner on real images: the standard config with and without the plugin, and the demo."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import mmdet
+import pytest
+
+from yolox_plugin.demo_data import CLASSES, make_dataset
+
+STANDARD = Path(mmdet.__file__).parent / ".mim/configs/yolox/yolox_m_8x8_300e_coco.py"
+TRAIN = Path(mmdet.__file__).parent / ".mim/tools/train.py"
+
+
+def files(root):
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_demo_data_is_deterministic_and_true(tmp_path):
+    for name in ("a", "b"):
+        make_dataset(tmp_path / name, train=6, val=3)
+    make_dataset(tmp_path / "c", train=6, val=3, seed=1)
+    assert files(tmp_path / "a") == files(tmp_path / "b") != files(tmp_path / "c")
+    labels = json.loads((tmp_path / "a/annotations/instances_train2017.json").read_text())
+    assert [c["name"] for c in labels["categories"]] == list(CLASSES)
+    assert len(labels["images"]) == 6
+    sizes = {}
+    for image in labels["images"]:
+        pixels = cv2.imread(str(tmp_path / "a/train2017" / image["file_name"]))
+        assert pixels.shape == (image["height"], image["width"], 3)
+        sizes[image["id"]] = (image["width"], image["height"])
+    assert len(set(sizes.values())) > 1
+    for thing in labels["annotations"]:
+        x, y, w, h = thing["bbox"]
+        width, height = sizes[thing["image_id"]]
+        assert x >= 0 and y >= 0 and x + w <= width and y + h <= height
+        assert 0 < thing["area"] <= w * h
+    with pytest.raises(FileExistsError, match="is there already"):
+        make_dataset(tmp_path / "a")
+
+
+def train_standard(root, work_dir, plugin):
+    """20 iterations of the unmodified YOLOX-M config at 640 x 640; only the data's place and the batch are given."""
+    options = [
+        "custom_imports.imports=['yolox_plugin']", "custom_imports.allow_failed_imports=False",
+        "data.samples_per_gpu=2", "data.workers_per_gpu=1", "runner.max_epochs=1", "log_config.interval=1",
+        f"data.train.dataset.ann_file={root}/annotations/instances_train2017.json",
+        f"data.train.dataset.img_prefix={root}/train2017/", f"data.train.dataset.classes={list(CLASSES)}",
+    ]  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, TRAIN, STANDARD, "--no-validate", "--seed", "0", "--deterministic", "--work-dir", work_dir,
+         "--cfg-options", *(option.replace(" ", "") for option in options)],
+        env=os.environ | {"YOLOX_PLUGIN": plugin, "CUDA_VISIBLE_DEVICES": "-1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert ("nothing (switched off)" in result.stderr) == (plugin == "off")
+    log = next(work_dir.glob("*.log.json"))
+    return [json.loads(line) for line in log.read_text().splitlines() if '"loss"' in line]
+
+
+@pytest.mark.slow
+def test_twenty_iterations_of_the_standard_config(tmp_path):
+    make_dataset(tmp_path / "data", train=40, val=1)
+    theirs, ours = (train_standard(tmp_path / "data", tmp_path / plugin, plugin) for plugin in ("off", "on"))
+    assert len(theirs) == len(ours) == 20
+    for their, our in zip(theirs, ours, strict=True):
+        assert our.keys() == their.keys()
+        for name in ("loss_cls", "loss_bbox", "loss_obj", "loss", "lr"):
+            assert our[name] == pytest.approx(their[name], rel=1e-3, abs=1e-4), (our["iter"], name)
+
+
+@pytest.mark.slow
+def test_the_demo_in_small(tmp_path):
+    make_dataset(tmp_path / "data", train=16, val=8)
+    command = [
+        sys.executable, "-m", "yolox_plugin.demo", "--data-root", tmp_path / "data", "--work-dir", tmp_path / "run",
+        "--cfg-options", "runner.max_epochs=2", "evaluation.interval=1", "checkpoint_config.interval=1",
+    ]  # fmt: skip
+    first, again = (subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(2))
+    assert first.returncode == again.returncode == 0, first.stderr[-3000:]
+    summary = re.search(r"^demo: mAP (\S+), AP50 (\S+), (\S+) images/s in training, trained in", first.stdout, re.M)
+    assert summary, first.stdout[-2000:]
+    assert float(summary[1]) < 0.3  # two epochs teach it next to nothing
+    assert float(summary[3]) > 0
+    for name in ("latest.pth", "curves.png", "detections.png"):
+        assert str(tmp_path / "run" / name) in first.stdout
+        assert (tmp_path / "run" / name).stat().st_size > 1000
+    log = [json.loads(line) for line in next((tmp_path / "run").glob("*.log.json")).read_text().splitlines()]
+    assert sum(line.get("mode") == "val" for line in log) == 2
+
+
+def test_the_demo_does_not_empty_a_folder_of_something_else(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.tex").write_text("years of work")
+    command = [sys.executable, "-m", "yolox_plugin.demo", "--data-root", tmp_path / "data", "--work-dir", tmp_path / "run"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "holds something else than a training run" in result.stderr
+    assert (tmp_path / "run/thesis.tex").exists()

@@ -1,0 +1,119 @@
+"""MMDetection's YOLOXHead with targets and post-processing for the whole batch at once."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv import ConfigDict
+from mmcv.runner import force_fp32
+from mmdet.core import reduce_mean
+from mmdet.models.dense_heads import YOLOXHead as StockYOLOXHead
+from torch import Tensor
+
+from yolox_ops import yolox_detect
+
+from .assigner import SimOTAAssigner
+from .targets import simota_targets
+
+_PREDICTIONS = ("cls_scores", "bbox_preds", "objectnesses")
+
+
+class YOLOXHead(StockYOLOXHead):
+    """Layers, weights, losses and results of the stock class. See there for the arguments of each method."""
+
+    @force_fp32(apply_to=_PREDICTIONS)  # type: ignore[untyped-decorator]
+    def loss(
+        self,
+        cls_scores: list[Tensor],
+        bbox_preds: list[Tensor],
+        objectnesses: list[Tensor],
+        gt_bboxes: list[Tensor],
+        gt_labels: list[Tensor],
+        img_metas: list[dict[str, Any]],
+        gt_bboxes_ignore: list[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        # Somebody's own assigner, a subclass included, decides for itself.
+        if type(self.assigner) is not SimOTAAssigner:
+            stock: dict[str, Tensor] = super().loss(
+                cls_scores, bbox_preds, objectnesses, gt_bboxes, gt_labels, img_metas, gt_bboxes_ignore
+            )
+            return stock
+        cls_logits, box_preds, obj_logits, priors = self._flatten(cls_scores, bbox_preds, objectnesses)
+        boxes = self._bbox_decode(priors, box_preds)
+        targets = simota_targets(
+            cls_logits.detach(),
+            obj_logits.detach(),
+            boxes.detach(),
+            priors,
+            gt_bboxes,
+            gt_labels,
+            self.assigner.center_radius,
+            self.assigner.candidate_topk,
+            self.assigner.cls_weight,
+            self.assigner.iou_weight,
+        )
+        positives = targets.positives
+        count = torch.tensor(len(positives), dtype=torch.float, device=boxes.device)
+        num_total_samples = reduce_mean(count).clamp(min=1.0)
+        losses = {
+            "loss_cls": self.loss_cls(cls_logits.flatten(0, 1)[positives], targets.classes),
+            "loss_bbox": self.loss_bbox(boxes.flatten(0, 1)[positives], targets.boxes),
+            "loss_obj": self.loss_obj(obj_logits.view(-1, 1), targets.objectness),
+        }
+        if self.use_l1:
+            l1_targets = self._get_l1_target(
+                torch.empty_like(targets.boxes), targets.boxes, priors[positives % len(priors)]
+            )
+            losses["loss_l1"] = self.loss_l1(box_preds.flatten(0, 1)[positives], l1_targets)
+        return {name: loss / num_total_samples for name, loss in losses.items()}
+
+    @force_fp32(apply_to=_PREDICTIONS)  # type: ignore[untyped-decorator]
+    def get_bboxes(
+        self,
+        cls_scores: list[Tensor],
+        bbox_preds: list[Tensor],
+        objectnesses: list[Tensor],
+        img_metas: list[dict[str, Any]] | None = None,
+        cfg: ConfigDict | None = None,
+        rescale: bool = False,
+        with_nms: bool = True,
+    ) -> list[tuple[Tensor, Tensor]]:
+        cfg = self.test_cfg if cfg is None else cfg
+        # Soft-NMS, class-agnostic NMS and the like stay with mmcv.
+        plain = {"type", "iou_threshold", "max_num", "split_thr"}
+        if not plain.issuperset(cfg.nms) or cfg.nms.get("type", "nms") != "nms":
+            stock: list[tuple[Tensor, Tensor]] = super().get_bboxes(
+                cls_scores, bbox_preds, objectnesses, img_metas, cfg, rescale, with_nms
+            )
+            return stock
+        cls_logits, box_preds, obj_logits, priors = self._flatten(cls_scores, bbox_preds, objectnesses)
+        boxes = self._bbox_decode(priors, box_preds)
+        if rescale:
+            assert img_metas is not None
+            factors = np.array([meta["scale_factor"] for meta in img_metas])
+            boxes = boxes / boxes.new_tensor(factors)[:, None]
+        max_num = cfg.nms.get("max_num", -1)
+        detections, labels, counts = yolox_detect(
+            cls_logits,
+            obj_logits,
+            boxes,
+            cfg.score_thr,
+            cfg.nms.iou_threshold,
+            min(max_num, len(priors)) if max_num > 0 else len(priors),
+        )
+        return [(detections[i, :n], labels[i, :n]) for i, n in enumerate(counts.tolist())]
+
+    def _flatten(
+        self, cls_scores: list[Tensor], bbox_preds: list[Tensor], objectnesses: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All levels side by side: class logits [B, P, C], box predictions [B, P, 4], objectness logits [B, P] and
+        priors [P, 4]."""
+        sizes = [level.shape[2:] for level in cls_scores]
+        priors = self.prior_generator.grid_priors(
+            sizes, dtype=cls_scores[0].dtype, device=cls_scores[0].device, with_stride=True
+        )
+        cls_logits, box_preds, obj_logits = (
+            torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in levels], 1)
+            for levels in (cls_scores, bbox_preds, objectnesses)
+        )
+        return cls_logits, box_preds, obj_logits.squeeze(2), torch.cat(priors)
