@@ -2,7 +2,7 @@
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 BIN := .venv/bin
 
-.PHONY: demo test lint bench aarch64 clean
+.PHONY: demo test test-sanitize lint bench aarch64 clean
 
 .venv/ready: $(SOURCES) scripts/setup_env.sh
 	@bash scripts/setup_env.sh
@@ -13,6 +13,15 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/pytest
+
+# Python itself is not instrumented, so the runtimes are loaded first; it also leaks by design.
+SANITIZED := PYTHONPATH=build/sanitize ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	LD_PRELOAD="$(shell c++ -print-file-name=libasan.so) $(shell c++ -print-file-name=libubsan.so)"
+test-sanitize: .venv/ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" YOLOX_OPS_SANITIZE=1 \
+	  $(BIN)/pip install --quiet --no-build-isolation --no-deps --upgrade --target build/sanitize .
+	$(SANITIZED) $(BIN)/python -c 'from yolox_ops import _C; assert _C.sanitizers, "not the sanitized build"'
+	$(SANITIZED) $(BIN)/pytest tests/ops -m "not compile"
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/ops_bench.py

@@ -12,46 +12,97 @@ namespace {
 
 constexpr float kOutside = 100000.0F;  // added where a prior is not in the box and the centre region of a gt
 
-// Natural logarithm of a positive normal number, within 1 ulp; no branches, so that loops over it vectorise,
-// and the same bits on every CPU. Method and coefficients of fdlibm's logf (Sun Microsystems, freely
-// distributable).
-inline float log_normal(float x) {
+// Sixteen floats at once, in the compiler's vector extension (GCC and Clang): loops with this many selections
+// do not vectorise by themselves. Always sixteen, so that every instruction set gives the same bits.
+constexpr int64_t kLanes = 16;
+using Lanes = float __attribute__((vector_size(4 * kLanes)));
+using IntLanes = int32_t __attribute__((vector_size(4 * kLanes)));
+
+inline float select(bool mask, float yes, float no) { return mask ? yes : no; }
+inline Lanes select(IntLanes mask, Lanes yes, Lanes no) { return mask ? yes : no; }
+inline float to_float(int32_t value) { return static_cast<float>(value); }
+inline Lanes to_float(IntLanes value) { return __builtin_convertvector(value, Lanes); }
+inline int32_t to_bits(float value) {
   int32_t bits;
-  std::memcpy(&bits, &x, 4);
-  bits += 0x3f800000 - 0x3f3504f3;
-  const float k = static_cast<float>((bits >> 23) - 127);
-  bits = (bits & 0x007fffff) + 0x3f3504f3;
-  std::memcpy(&x, &bits, 4);
-  const float f = x - 1.0F, s = f / (2.0F + f), z = s * s, w = z * z, half_square = 0.5F * f * f;
-  const float r = z * (0.66666662693F + w * 0.28498786688F) + w * (0.40000972152F + w * 0.24279078841F);
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline IntLanes to_bits(Lanes value) { return reinterpret_cast<IntLanes>(value); }
+inline float from_bits(int32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline Lanes from_bits(IntLanes bits) { return reinterpret_cast<Lanes>(bits); }
+inline float square_root(float value) { return __builtin_sqrtf(value); }
+inline Lanes square_root(Lanes value) {
+  float lanes[kLanes];
+  std::memcpy(lanes, &value, sizeof value);
+  for (int64_t l = 0; l < kLanes; ++l) lanes[l] = __builtin_sqrtf(lanes[l]);
+  std::memcpy(&value, lanes, sizeof value);
+  return value;
+}
+inline Lanes load(const float* from) {
+  Lanes value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+// The following work on float and on Lanes.
+
+// Natural logarithm of a positive normal number, within 1 ulp, and the same bits on every CPU. Method and
+// coefficients of fdlibm's logf (Sun Microsystems, freely distributable).
+template <typename T>
+T log_normal(T x) {
+  auto bits = to_bits(x) + (0x3f800000 - 0x3f3504f3);
+  const T k = to_float((bits >> 23) - 127);
+  const T f = from_bits((bits & 0x007fffff) + 0x3f3504f3) - 1.0F;
+  const T s = f / (2.0F + f), z = s * s, w = z * z, half_square = 0.5F * f * f;
+  const T r = z * (0.66666662693F + w * 0.28498786688F) + w * (0.40000972152F + w * 0.24279078841F);
   return s * (half_square + r) + k * 9.0580006145e-06F - half_square + f + k * 6.9313812256e-01F;
 }
 
-// max(log1p(-q), -100); NaN outside [0, 1].
-inline float log_miss(float q) {
-  const float u = 1.0F - q;
-  // log(u) corrected for what 1 - q lost in rounding.
-  const float value = log_normal(u > 0 ? u : 1.0F) + ((1.0F - u) - q) / (u > 0 ? u : 1.0F);
-  const float clamped = q < 1.0F ? value : -100.0F;
-  return q >= 0.0F && q <= 1.0F ? clamped : std::numeric_limits<float>::quiet_NaN();
-}
+// 1 - q, which is 0 or normal, split for max(log1p(-q), -100): a number to take the log of, and a term to
+// add, which is what 1 - q lost in rounding, -100 for q = 1, NaN outside [0, 1].
+template <typename T>
+struct Miss {
+  T factor, term;
+  explicit Miss(T q) {
+    const T u = 1.0F - q;
+    factor = select(u > 0.0F, u, T{} + 1.0F);
+    const T lost = select(q < 1.0F, ((1.0F - u) - q) / factor, T{} - 100.0F);
+    term = select((q >= 0.0F) & (q <= 1.0F), lost, T{} + std::numeric_limits<float>::quiet_NaN());
+  }
+};
 
 // max(log(q), -100); q is 0 or normal (the square root of a float is).
-inline float log_hit(float q) { return q > 0.0F ? log_normal(q) : -100.0F; }
+template <typename T>
+T log_hit(T q) {
+  return select(q > 0.0F, log_normal(select(q > 0.0F, q, T{} + 1.0F)), T{} - 100.0F);
+}
 
-// S of one prior. Sixteen running sums, whatever the vector length: the same bits for every instruction set.
+// S of one prior. The logs of up to five classes are one log of a product: factors are at least 2^-24, so the
+// product stays normal.
 inline float miss_sum(const float* scores, int64_t classes) {
-  constexpr int64_t lanes = 16;
-  float sums[lanes] = {};
-  int64_t c = 0;
-  for (; c + lanes <= classes; c += lanes) {
-    for (int64_t l = 0; l < lanes; ++l) sums[l] -= log_miss(__builtin_sqrtf(scores[c + l]));
+  constexpr int64_t group = 5;
+  Lanes sums{};
+  for (int64_t c = 0; c < classes;) {
+    Lanes product = Lanes{} + 1.0F;
+    for (int64_t k = 0; k < group && c < classes; ++k, c += kLanes) {
+      float rest[kLanes] = {};  // a score of 0 adds nothing
+      if (classes - c < kLanes) std::memcpy(rest, scores + c, 4 * (classes - c));
+      const Miss<Lanes> miss(square_root(load(classes - c < kLanes ? rest : scores + c)));
+      product *= miss.factor;
+      sums -= miss.term;
+    }
+    sums -= log_normal(product);
   }
-  for (int64_t l = 0; c < classes; ++c, ++l) sums[l] -= log_miss(__builtin_sqrtf(scores[c]));
-  for (int64_t width = lanes / 2; width; width /= 2) {
-    for (int64_t l = 0; l < width; ++l) sums[l] += sums[l + width];
+  float values[kLanes];
+  std::memcpy(values, &sums, sizeof sums);
+  for (int64_t width = kLanes / 2; width; width /= 2) {
+    for (int64_t l = 0; l < width; ++l) values[l] += values[l + width];
   }
-  return sums[0];
+  return values[0];
 }
 
 struct Gt {
@@ -94,13 +145,16 @@ struct Weights {
   float cls, iou;
 };
 
-// NaN counts as +inf. Never negative, even by rounding: simota_assign prunes by that.
-inline float cost_of(float miss_sum, float score, float iou, bool both, Weights weights) {
-  const float q = __builtin_sqrtf(score);
-  float cls = miss_sum + log_miss(q) - log_hit(q);
-  cls = cls < 0 ? 0.0F : cls;
-  const float cost = cls * weights.cls + -log_normal(iou + 1e-7F) * weights.iou + (both ? 0.0F : kOutside);
-  return cost == cost ? cost : std::numeric_limits<float>::infinity();
+// `outside` is 0 or kOutside. NaN counts as +inf. The class part is never negative, even by rounding:
+// simota_assign prunes by that.
+template <typename T>
+T cost_of(T miss_sum, T score, T iou, T outside, Weights weights) {
+  const T q = square_root(score);
+  const Miss<T> miss(q);
+  const T cls = miss_sum + (log_normal(miss.factor) + miss.term) - log_hit(q);
+  const T cost =
+      select(cls < 0.0F, T{}, cls) * weights.cls + -log_normal(iou + 1e-7F) * weights.iou + outside;
+  return select(cost == cost, cost, T{} + std::numeric_limits<float>::infinity());
 }
 
 }  // namespace

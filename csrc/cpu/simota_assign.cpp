@@ -1,10 +1,11 @@
 // SimOTA for a batch, without the cost matrix. A gt's cost is looked at only where it can matter: at the
 // priors in its box and centre region; elsewhere (+1e5) only when those are fewer than the k it may take; and
-// where two gts want one prior. IoU is computed for all priors, one gt at a time, into a row that each thread
-// reuses.
+// where two gts want one prior. Priors come in blocks of neighbours whose bounds are known, so that a gt
+// passes over whole blocks that it does not touch.
 #include <algorithm>
-#include <atomic>
-#include <memory>
+#include <array>
+#include <functional>
+#include <limits>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -17,6 +18,9 @@ namespace yolox_ops::CPU_CAPABILITY {
 namespace {
 
 using Candidate = std::pair<float, int32_t>;  // cost, prior: ordered by cost, then by index
+
+constexpr int64_t kBlock = 32;  // priors in a block
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // The best `capacity` values pushed, best first.
 template <typename T, typename Before>
@@ -40,6 +44,45 @@ class Best {
   std::vector<T> items_;
 };
 
+// Visits the places of `flags` in [begin, end) that are not 0; eight at a time, as nearly all are.
+template <typename F>
+void each_set(const uint8_t* flags, int64_t begin, int64_t end, F&& visit) {
+  for (int64_t i = begin; i < end;) {
+    uint64_t word = 1;
+    if (i + 8 <= end) std::memcpy(&word, flags + i, 8);
+    const int64_t stop = std::min(i + 8, end);
+    if (!word) {
+      i = stop;
+      continue;
+    }
+    for (; i < stop; ++i) {
+      if (flags[i]) visit(i);
+    }
+  }
+}
+
+// Columns of a table of floats.
+template <size_t N>
+struct Columns {
+  explicit Columns(int64_t rows) : data(N * rows) {
+    for (size_t k = 0; k < N; ++k) column[k] = data.data() + k * rows;
+  }
+  std::vector<float> data;
+  std::array<float*, N> column;
+};
+
+// What a thread needs to match a gt; the IoU row is all 0 between two gts.
+struct Scratch {
+  explicit Scratch(int64_t rows) : iou(rows), both(rows), touched(rows / kBlock) {}
+  std::vector<float> iou;
+  std::vector<uint8_t> both, touched;
+  std::vector<int32_t> places;
+  std::vector<Candidate> queue;
+  std::vector<float> miss, score, overlap;
+  Best<float, std::greater<float>> overlaps;
+  Best<Candidate, std::less<Candidate>> best;
+};
+
 // One image.
 class Image {
  public:
@@ -49,146 +92,236 @@ class Image {
       : scores_(scores),
         labels_(labels),
         n_(num_priors),
+        blocks_((num_priors + kBlock - 1) / kBlock),
         classes_(classes),
         weights_(weights),
-        columns_(9 * num_priors),
-        valid_(num_priors),
-        miss_(new std::atomic<float>[num_priors]) {
+        priors_(rows()),
+        bounds_(blocks_),
+        valid_(rows()) {
     for (int64_t j = 0; j < num_gts; ++j) gts_.emplace_back(gt_boxes + 4 * j);
-    float* c = columns_.data();
-    for (int64_t k = 0; k < 9; ++k) column_[k] = c + k * n_;
-    at::parallel_for(0, n_, 1024, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const float *p = priors + 4 * i, *d = boxes + 4 * i;
-        for (int64_t k = 0; k < 4; ++k) column_[k][i] = d[k];
-        column_[4][i] = (d[2] - d[0]) * (d[3] - d[1]);
-        column_[5][i] = p[0], column_[6][i] = p[1], column_[7][i] = radius * p[2],
-        column_[8][i] = radius * p[3];
-        miss_[i].store(-1.0F, std::memory_order_relaxed);
-        valid_[i] = 0;
-      }
-      const float *x = column_[5], *y = column_[6], *rx = column_[7], *ry = column_[8];
-      uint8_t* valid = valid_.data();
+    at::parallel_for(0, blocks_, 32, [&](int64_t begin, int64_t end) {
+      fill(priors, boxes, radius, begin, end);
+      std::vector<uint8_t> near(blocks_);
       for (const Gt& gt : gts_) {
         const Gt g = gt;
-        for (int64_t i = begin; i < end; ++i) {
-          const Prior p{x[i], y[i], rx[i], ry[i]};
-          valid[i] |= in_box(p, g) | in_center(p, g);
-        }
+        for (int64_t b = begin; b < end; ++b) near[b] = may_be_in_box(b, g) | may_be_in_center(b, g);
+        each_set(near.data(), begin, end, [&](int64_t b) {
+          uint8_t* valid = valid_.data() + b * kBlock;
+          for (int64_t l = 0; l < kBlock; ++l) {
+            const Prior p = prior(b * kBlock + l);
+            valid[l] |= in_box(p, g) | in_center(p, g);
+          }
+        });
       }
     });
   }
 
+  int64_t rows() const { return blocks_ * kBlock; }
   int64_t num_gts() const { return static_cast<int64_t>(gts_.size()); }
 
-  // The priors that gt `j` takes. `iou` and `both` are scratch rows.
-  void match(int64_t j, int64_t candidate_topk, float* iou, uint8_t* both, std::vector<int32_t>& chosen) {
+  // The priors that gt `j` takes.
+  void match(int64_t j, int64_t candidate_topk, Scratch& scratch, std::vector<int32_t>& chosen) const {
     const Gt g = gts_[j];
-    const float *x1 = column_[0], *y1 = column_[1], *x2 = column_[2], *y2 = column_[3], *area = column_[4];
-    const float *x = column_[5], *y = column_[6], *rx = column_[7], *ry = column_[8];
-    const uint8_t* valid = valid_.data();
-    for (int64_t i = 0; i < n_; ++i) {
-      const float overlap = iou_of(x1[i], y1[i], x2[i], y2[i], area[i], g);
-      iou[i] = valid[i] ? overlap : 0.0F;
+    uint8_t* touched = scratch.touched.data();
+    for (int64_t b = 0; b < blocks_; ++b) {
+      touched[b] = may_overlap(b, g) | (may_be_in_box(b, g) & may_be_in_center(b, g)) << 1;
     }
-    for (int64_t i = 0; i < n_; ++i) {
-      const Prior p{x[i], y[i], rx[i], ry[i]};
-      both[i] = in_box(p, g) & in_center(p, g);
-    }
-    const int64_t k = dynamic_k(iou, candidate_topk);
-    Best<Candidate, std::less<Candidate>> best;
-    best.reset(k);
-    each_set(both, [&](int64_t i) { best.push({cost(i, j, iou[i], true), static_cast<int32_t>(i)}); });
-    if (!best.full() || best.items().back().first >= kOutside) {
-      // Class cost is at least 0: a prior whose IoU alone is too dear need not be priced. Most priors overlap
-      // nothing and share one IoU cost.
-      const float nothing = outside_floor(0.0F);
-      each_set(valid, [&](int64_t i) {
-        if (both[i]) return;
-        const float floor = iou[i] > 0 ? outside_floor(iou[i]) : nothing;
-        const auto index = static_cast<int32_t>(i);
-        if (best.admits({floor, index})) best.push({cost(i, j, iou[i], false), index});
-      });
-    }
+    scratch.overlaps.reset(std::min(candidate_topk, n_));
+    scratch.places.clear();
+    each_set(touched, 0, blocks_, [&](int64_t b) {
+      if (touched[b] & 1) overlap_block(b, g, scratch);
+      if (touched[b] & 2) find_in_box_and_center(b, g, scratch);
+    });
+    float sum = 0;
+    for (const float value : scratch.overlaps.items()) sum += value;
+    scratch.best.reset(std::max<int64_t>(1, std::min(static_cast<int64_t>(sum), n_)));
+    price_inside(j, scratch);
+    const auto& best = scratch.best;
+    if (!best.full() || best.items().back().first >= kOutside) price_outside(j, scratch);
     chosen.clear();
     for (const Candidate& item : best.items()) chosen.push_back(item.second);
+    each_set(touched, 0, blocks_,
+             [&](int64_t b) { std::fill_n(scratch.iou.data() + b * kBlock, kBlock, 0.0F); });
   }
 
   float iou(int64_t i, int64_t j) const {
-    return iou_of(column_[0][i], column_[1][i], column_[2][i], column_[3][i], column_[4][i], gts_[j]);
+    const auto& c = priors_.column;
+    return iou_of(c[0][i], c[1][i], c[2][i], c[3][i], c[4][i], gts_[j]);
   }
 
   // The gt of least cost for prior `i` over all gts.
-  int64_t cheapest(int64_t i) {
-    const Prior p{column_[5][i], column_[6][i], column_[7][i], column_[8][i]};
+  int64_t cheapest(int64_t i) const {
+    const Prior p = prior(i);
+    const float sum = miss_sum(scores_ + i * classes_, classes_);
     int64_t best = 0;
-    float least = std::numeric_limits<float>::infinity();
+    float least = kInfinity;
+    const auto look = [&](int64_t j, float outside) {
+      const float c = cost_of(sum, scores_[i * classes_ + labels_[j]], iou(i, j), outside, weights_);
+      if (c < least || (c == least && j < best)) best = j, least = c;
+    };
     for (int64_t j = 0; j < num_gts(); ++j) {
-      const float c = cost(i, j, iou(i, j), in_box(p, gts_[j]) & in_center(p, gts_[j]));
-      if (c < least) best = j, least = c;
+      if (in_box(p, gts_[j]) & in_center(p, gts_[j])) look(j, 0.0F);
+    }
+    // No cost outside is below this: the class cost is at least 0, and log(IoU) at most 88.8.
+    if (least < kOutside - 89 * weights_.iou) return best;
+    for (int64_t j = 0; j < num_gts(); ++j) {
+      if (!(in_box(p, gts_[j]) & in_center(p, gts_[j]))) look(j, kOutside);
     }
     return best;
   }
 
  private:
-  // Eight bytes at a time: nearly all are 0.
-  template <typename F>
-  void each_set(const uint8_t* flags, F&& visit) const {
-    for (int64_t i = 0; i < n_;) {
-      uint64_t word = 1;
-      if (i + 8 <= n_) std::memcpy(&word, flags + i, 8);
-      const int64_t end = std::min(i + 8, n_);
-      if (!word) {
-        i = end;
+  // Copies blocks into columns, pads the last with NaN, which is nowhere and overlaps nothing, and takes
+  // bounds.
+  void fill(const float* priors, const float* boxes, float radius, int64_t begin, int64_t end) {
+    const auto& c = priors_.column;
+    for (int64_t i = begin * kBlock; i < end * kBlock; ++i) {
+      if (i >= n_) {
+        for (float* column : c) column[i] = std::numeric_limits<float>::quiet_NaN();
         continue;
       }
-      for (; i < end; ++i) {
-        if (flags[i]) visit(i);
-      }
+      const float *p = priors + 4 * i, *d = boxes + 4 * i;
+      for (int64_t k = 0; k < 4; ++k) c[k][i] = d[k];
+      c[4][i] = (d[2] - d[0]) * (d[3] - d[1]);
+      c[5][i] = p[0], c[6][i] = p[1], c[7][i] = radius * p[2], c[8][i] = radius * p[3];
+    }
+    for (int64_t b = begin; b < end; ++b) {
+      for (const int64_t k : {0, 1, 5, 6})
+        bounds_.column[k][b] = bound(c[k] + b * kBlock, std::less<float>(), kInfinity);
+      for (const int64_t k : {2, 3, 7, 8})
+        bounds_.column[k][b] = bound(c[k] + b * kBlock, std::greater<float>(), -kInfinity);
+      bounds_.column[4][b] = bound(c[5] + b * kBlock, std::greater<float>(), -kInfinity);
+      bounds_.column[9][b] = bound(c[6] + b * kBlock, std::greater<float>(), -kInfinity);
     }
   }
 
-  int64_t dynamic_k(const float* iou, int64_t candidate_topk) {
-    constexpr int64_t lanes = 32;
-    Best<float, std::greater<float>> best;
-    best.reset(std::min(candidate_topk, n_));
-    for (int64_t i = 0; i < n_; i += lanes) {
-      const int64_t end = std::min(i + lanes, n_);
-      const float bar = best.full() && !best.items().empty() ? best.items().back() : 0.0F;
-      int above = 0;
-      for (int64_t l = i; l < end; ++l) above |= iou[l] > bar;
-      if (!above) continue;
-      for (int64_t l = i; l < end; ++l) {
-        if (iou[l] > 0) best.push(iou[l]);
-      }
+  // NaN never passes the comparison and so counts for nothing.
+  template <typename Before>
+  static float bound(const float* values, Before before, float best) {
+    for (int64_t l = 0; l < kBlock; ++l) best = before(values[l], best) ? values[l] : best;
+    return best;
+  }
+
+  // Whether some prior of a block may be in the box or the centre region of a gt, or its prediction overlap
+  // it. The same comparisons as for a prior, with the block's bounds: rounding is monotonic, so nothing is
+  // missed.
+  bool may_overlap(int64_t b, const Gt& g) const {
+    const auto& c = bounds_.column;
+    return (c[0][b] < g.x2) & (c[1][b] < g.y2) & (c[2][b] > g.x1) & (c[3][b] > g.y1);
+  }
+  bool may_be_in_box(int64_t b, const Gt& g) const {
+    const auto& c = bounds_.column;
+    return (c[5][b] < g.x2) & (c[6][b] < g.y2) & (c[4][b] > g.x1) & (c[9][b] > g.y1);
+  }
+  bool may_be_in_center(int64_t b, const Gt& g) const {
+    const auto& c = bounds_.column;
+    return (c[5][b] < g.cx + c[7][b]) & (c[6][b] < g.cy + c[8][b]) & (c[4][b] > g.cx - c[7][b]) &
+           (c[9][b] > g.cy - c[8][b]);
+  }
+
+  Prior prior(int64_t i) const {
+    const auto& c = priors_.column;
+    return {c[5][i], c[6][i], c[7][i], c[8][i]};
+  }
+
+  // The IoUs of a block's candidates, and the largest of all so far.
+  void overlap_block(int64_t b, const Gt& g, Scratch& scratch) const {
+    const auto& c = priors_.column;
+    const int64_t begin = b * kBlock;
+    float* iou = scratch.iou.data() + begin;
+    const uint8_t* valid = valid_.data() + begin;
+    auto& best = scratch.overlaps;
+    const float bar = best.full() && !best.items().empty() ? best.items().back() : 0.0F;
+    int above = 0;
+    for (int64_t l = 0; l < kBlock; ++l) {
+      const int64_t i = begin + l;
+      const float overlap = iou_of(c[0][i], c[1][i], c[2][i], c[3][i], c[4][i], g);
+      iou[l] = valid[l] ? overlap : 0.0F;
+      above |= iou[l] > bar;
     }
-    float sum = 0;
-    for (const float value : best.items()) sum += value;
-    return std::max<int64_t>(1, std::min(static_cast<int64_t>(sum), n_));
+    if (!above) return;
+    for (int64_t l = 0; l < kBlock; ++l) {
+      if (iou[l] > bar) best.push(iou[l]);
+    }
+  }
+
+  void find_in_box_and_center(int64_t b, const Gt& g, Scratch& scratch) const {
+    uint8_t* both = scratch.both.data() + b * kBlock;
+    for (int64_t l = 0; l < kBlock; ++l) {
+      const Prior p = prior(b * kBlock + l);
+      both[l] = in_box(p, g) & in_center(p, g);
+    }
+    each_set(both, 0, kBlock,
+             [&](int64_t l) { scratch.places.push_back(static_cast<int32_t>(b * kBlock + l)); });
+  }
+
+  // Prices the priors in box and centre region: gathered first, to price sixteen at a time.
+  void price_inside(int64_t j, Scratch& scratch) const {
+    const size_t count = scratch.places.size(), padded = (count + kLanes - 1) / kLanes * kLanes;
+    scratch.miss.resize(padded), scratch.score.resize(padded), scratch.overlap.resize(padded);
+    for (size_t k = 0; k < count; ++k) {
+      const int64_t i = scratch.places[k];
+      const float* row = scores_ + i * classes_;
+      scratch.miss[k] = miss_sum(row, classes_);
+      scratch.score[k] = row[labels_[j]];
+      scratch.overlap[k] = scratch.iou[i];
+    }
+    for (size_t k = 0; k < padded; k += kLanes) {
+      const Lanes cost = cost_of(load(&scratch.miss[k]), load(&scratch.score[k]), load(&scratch.overlap[k]),
+                                 Lanes{}, weights_);
+      for (size_t l = 0; l < kLanes && k + l < count; ++l)
+        scratch.best.push({cost[l], scratch.places[k + l]});
+    }
+  }
+
+  // The other candidates, those of least IoU cost first: the class cost is at least 0, so that once an IoU
+  // alone is too dear, so is all that follows. Most candidates overlap nothing and share one IoU cost.
+  void price_outside(int64_t j, Scratch& scratch) const {
+    const Gt g = gts_[j];
+    auto& best = scratch.best;
+    const auto price = [&](int64_t i) {
+      const float* row = scores_ + i * classes_;
+      const float cost =
+          cost_of(miss_sum(row, classes_), row[labels_[j]], scratch.iou[i], kOutside, weights_);
+      best.push({cost, static_cast<int32_t>(i)});
+    };
+    const auto is_inside = [&](int64_t i) {
+      const Prior p = prior(i);
+      return in_box(p, g) & in_center(p, g);
+    };
+    auto& queue = scratch.queue;
+    queue.clear();
+    each_set(scratch.touched.data(), 0, blocks_, [&](int64_t b) {
+      for (int64_t i = b * kBlock; i < (b + 1) * kBlock; ++i) {
+        if (scratch.iou[i] > 0 && !is_inside(i))
+          queue.push_back({outside_floor(scratch.iou[i]), static_cast<int32_t>(i)});
+      }
+    });
+    std::make_heap(queue.begin(), queue.end(), std::greater<Candidate>());
+    while (!queue.empty() && best.admits(queue.front())) {
+      price(queue.front().second);
+      std::pop_heap(queue.begin(), queue.end(), std::greater<Candidate>());
+      queue.pop_back();
+    }
+    const float nothing = outside_floor(0.0F);
+    if (!best.admits({nothing, 0})) return;
+    each_set(valid_.data(), 0, n_, [&](int64_t i) {
+      if (scratch.iou[i] > 0 || is_inside(i) || !best.admits({nothing, static_cast<int32_t>(i)})) return;
+      price(i);
+    });
   }
 
   float outside_floor(float iou) const { return -log_normal(iou + 1e-7F) * weights_.iou + kOutside; }
 
-  // S is computed when first wanted. Two threads may both compute it, to the same value.
-  float cost(int64_t i, int64_t j, float iou, bool both) {
-    const float* row = scores_ + i * classes_;
-    float sum = miss_[i].load(std::memory_order_relaxed);
-    if (sum == -1.0F) {
-      sum = miss_sum(row, classes_);
-      miss_[i].store(sum, std::memory_order_relaxed);
-    }
-    return cost_of(sum, row[labels_[j]], iou, both, weights_);
-  }
-
   const float* scores_;
   const int64_t* labels_;
-  int64_t n_, classes_;
+  int64_t n_, blocks_, classes_;
   Weights weights_;
   std::vector<Gt> gts_;
-  std::vector<float> columns_;
-  float* column_[9];
+  Columns<9> priors_;  // predicted x1, y1, x2, y2, area; centre x, y; reach x, y
+  Columns<10>
+      bounds_;  // least x1, y1; greatest x2, y2, centre x; least centre x, y; greatest reach x, y, centre y
   std::vector<uint8_t> valid_;
-  std::unique_ptr<std::atomic<float>[]> miss_;
 };
 
 }  // namespace
@@ -239,10 +372,8 @@ std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const
                 {static_cast<float>(cls_weight), static_cast<float>(iou_weight)});
     std::vector<std::vector<int32_t>> chosen(count[b]);
     at::parallel_for(0, count[b], 1, [&](int64_t begin, int64_t end) {
-      std::vector<float> iou(num_priors);
-      std::vector<uint8_t> both(num_priors);
-      for (int64_t j = begin; j < end; ++j)
-        image.match(j, candidate_topk, iou.data(), both.data(), chosen[j]);
+      Scratch scratch(image.rows());
+      for (int64_t j = begin; j < end; ++j) image.match(j, candidate_topk, scratch, chosen[j]);
     });
     int64_t* owner = gt_index.mutable_data_ptr<int64_t>() + b * num_priors;
     float* overlap = matched_iou.mutable_data_ptr<float>() + b * num_priors;

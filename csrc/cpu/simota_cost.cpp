@@ -1,5 +1,7 @@
 // The SimOTA cost and IoU matrices of one image.
+#include <algorithm>
 #include <tuple>
+#include <vector>
 
 #include "capability.h"
 #include "checks.h"
@@ -39,20 +41,30 @@ std::tuple<at::Tensor, at::Tensor> simota_cost(const at::Tensor& scores, const a
   float *out_cost = cost.mutable_data_ptr<float>(), *out_iou = iou.mutable_data_ptr<float>();
   const float radius = static_cast<float>(center_radius);
   const Weights weights{static_cast<float>(cls_weight), static_cast<float>(iou_weight)};
+  std::vector<Gt> targets;
+  for (int64_t j = 0; j < num_gts; ++j) targets.emplace_back(gt + 4 * j);
   at::parallel_for(0, num_gts ? num_priors : 0, 64, [&](int64_t begin, int64_t end) {
+    // One prior's row of gts, padded to whole lanes.
+    const int64_t padded = (num_gts + kLanes - 1) / kLanes * kLanes;
+    std::vector<float> hit(padded), overlap(padded), outside(padded), row(padded);
     for (int64_t i = begin; i < end; ++i) {
-      const float sum = miss_sum(score + i * classes, classes);
+      const Lanes sum = Lanes{} + miss_sum(score + i * classes, classes);
       const float* q = prior + 4 * i;
       const Prior center{q[0], q[1], radius * q[2], radius * q[3]};
       const float* d = box + 4 * i;
       const float area = (d[2] - d[0]) * (d[3] - d[1]);
       for (int64_t j = 0; j < num_gts; ++j) {
-        const Gt target(gt + 4 * j);
-        const float overlap = iou_of(d[0], d[1], d[2], d[3], area, target);
-        const bool both = in_box(center, target) & in_center(center, target);
-        out_iou[i * num_gts + j] = overlap;
-        out_cost[i * num_gts + j] = cost_of(sum, score[i * classes + label[j]], overlap, both, weights);
+        const Gt& target = targets[j];
+        hit[j] = score[i * classes + label[j]];
+        overlap[j] = iou_of(d[0], d[1], d[2], d[3], area, target);
+        outside[j] = in_box(center, target) & in_center(center, target) ? 0.0F : kOutside;
       }
+      for (int64_t j = 0; j < padded; j += kLanes) {
+        const Lanes value = cost_of(sum, load(&hit[j]), load(&overlap[j]), load(&outside[j]), weights);
+        std::memcpy(&row[j], &value, sizeof value);
+      }
+      std::copy_n(row.data(), num_gts, out_cost + i * num_gts);
+      std::copy_n(overlap.data(), num_gts, out_iou + i * num_gts);
     }
   });
   return {cost, iou};

@@ -68,8 +68,8 @@ data = dict(
 )
 
 # A short schedule.
-max_epochs = 40
-num_last_epochs = 6
+max_epochs = 25
+num_last_epochs = 5
 interval = 5
 optimizer = dict(lr=0.01)
 lr_config = dict(warmup_iters=2, num_last_epochs=num_last_epochs)

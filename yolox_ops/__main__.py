@@ -1,0 +1,94 @@
+"""`python -m yolox_ops`: what was built, and every operator against its specification on every device of this build."""
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import yolox_ops
+
+from . import _C, reference
+
+
+def situation(gts: int = 12, size: int = 160, classes: int = 20) -> dict[str, Tensor]:
+    """The arguments of `simota_assign` for two images: noisy predictions of random ground truths."""
+    rng = torch.Generator().manual_seed(0)
+    levels = []
+    for stride in (8, 16, 32):
+        steps = (torch.arange(size // stride) + 0.5) * stride
+        y, x = torch.meshgrid(steps, steps, indexing="ij")
+        levels.append(torch.stack([x, y, torch.full_like(x, stride), torch.full_like(x, stride)], -1).view(-1, 4))
+    priors = torch.cat(levels)
+    center = torch.rand(2, gts, 2, generator=rng) * size
+    half = torch.rand(2, gts, 2, generator=rng) * size / 6 + 10
+    gt_boxes = torch.cat([center - half, center + half], -1)
+    nearest = torch.cdist(priors[None, :, :2].expand(2, -1, -1), center).argmin(-1)
+    boxes = gt_boxes.gather(1, nearest[..., None].expand(-1, -1, 4))
+    return {
+        "scores": torch.rand(2, len(priors), classes, generator=rng),
+        "priors": priors,
+        "boxes": boxes + torch.randn(boxes.shape, generator=rng) * 6,
+        "gt_boxes": gt_boxes,
+        "gt_labels": torch.randint(classes, (2, gts), generator=rng),
+        "num_gts": torch.tensor([gts, gts // 2]),
+    }
+
+
+def results(ops: Any, device: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Each operator's name and a call of it, from the module `ops`, that returns its results on the CPU."""
+    case = {name: value.to(device) for name, value in situation().items()}
+    image = {name: value if name == "priors" else value[0] for name, value in case.items() if name != "num_gts"}
+    boxes, gts, scores = image["boxes"], image["gt_boxes"], image["scores"]
+
+    def iou_with_gradients() -> list[Tensor]:
+        found = []
+        for mode in ("iou", "iof", "giou"):
+            leaves = [boxes.clone().requires_grad_(), gts.clone().requires_grad_()]
+            iou = ops.box_iou(*leaves, mode)
+            iou.square().sum().backward()
+            found += [iou.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+        return found
+
+    def ema() -> list[Tensor]:
+        average = [boxes.clone(), scores.clone()]
+        ops.ema_update_(average, [2 * boxes, scores.square()], 0.25)
+        return average
+
+    def on_cpu(run: Callable[[], Any]) -> Callable[[], list[Tensor]]:
+        def call() -> list[Tensor]:
+            result = run()
+            return [tensor.cpu() for tensor in ([result] if isinstance(result, Tensor) else result)]
+
+        return call
+
+    logits = case["scores"].logit()
+    yield "box_iou", on_cpu(iou_with_gradients)
+    yield "simota_cost", on_cpu(lambda: ops.simota_cost(**image))
+    yield "simota_assign", on_cpu(lambda: ops.simota_assign(**case))
+    yield "batched_nms", on_cpu(lambda: ops.batched_nms(boxes, scores[:, 0], scores.argmax(1), 0.5))
+    yield "yolox_detect", on_cpu(lambda: ops.yolox_detect(logits, logits[..., 0], case["boxes"], 0.1, 0.65, 50))
+    yield "ema_update_", on_cpu(ema)
+
+
+def main() -> int:
+    print(f"built for torch {_C.torch_version} with {_C.compiler}, running under torch {torch.__version__}")
+    print(f"CPU kernels: {', '.join(_C.cpu_capabilities)}; in use: {yolox_ops.cpu_capability()}")
+    print(f"backends: {', '.join(_C.backends)}" + (f"; sanitizers: {_C.sanitizers}" if _C.sanitizers else ""))
+    failures = 0
+    for device in _C.backends:
+        for (name, run), (_, specification) in zip(results(yolox_ops, device), results(reference, "cpu"), strict=True):
+            try:
+                torch.testing.assert_close(run(), specification(), rtol=1e-5, atol=2e-4)
+            except AssertionError as error:
+                failures += 1
+                print(f"{device}: {name} FAILED: {' '.join(str(error).split())}")
+            else:
+                print(f"{device}: {name} agrees with its reference")
+    print(f"self-check: {f'{failures} FAILED' if failures else 'passed'}")
+    return int(failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
