@@ -12,6 +12,6 @@ trap 'rm -rf "$out"' EXIT
 for source in csrc/cpu/*.cpp; do
   echo "$source"
   aarch64-linux-gnu-g++ -std=c++17 -O3 -fPIC -fopenmp -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall \
-    -Wextra -DCPU_CAPABILITY=default_ -DCPU_CAPABILITY_DEFAULT=1 -Icsrc -isystem "$include" \
+    -Wextra -Wno-psabi -DCPU_CAPABILITY=default_ -DCPU_CAPABILITY_DEFAULT=1 -Icsrc -isystem "$include" \
     -isystem "$include/torch/csrc/api/include" -c "$source" -o "$out/$(basename "$source").o"
 done

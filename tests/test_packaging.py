@@ -61,7 +61,7 @@ def test_building_without_torch_says_so(tmp_path):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     site = Path(setuptools.__file__).parent.parent
     (tmp_path / "build-env").mkdir()
-    for name in ("setuptools", "_distutils_hack"):
+    for name in ("setuptools", "_distutils_hack", "pkg_resources", "wheel"):
         (tmp_path / "build-env" / name).symlink_to(site / name)
     venv.create(tmp_path / "venv")
     result = subprocess.run(

@@ -1,6 +1,6 @@
 """The main job in small: makes a data set, trains a small YOLOX on it with the plugin, evaluates and shows the result.
 
-    python -m yolox_plugin.demo
+python -m yolox_plugin.demo
 """
 
 import argparse
@@ -94,8 +94,12 @@ def draw_detections(dataset: Any, results: list[Any], path: Path, columns: int =
                 colour = COLOURS[label % len(COLOURS)]
                 cv2.rectangle(image, (x1, y1), (x2, y2), colour, 1, cv2.LINE_AA)
                 words = f"{dataset.CLASSES[label]} {score:.2f}"
-                cv2.putText(image, words, (x1, max(y1 - 3, 8)), 0, 0.35, (0, 0, 0), 2, cv2.LINE_AA)
-                cv2.putText(image, words, (x1, max(y1 - 3, 8)), 0, 0.35, colour, 1, cv2.LINE_AA)
+                (w, h), below = cv2.getTextSize(words, cv2.FONT_HERSHEY_SIMPLEX, 0.35, 1)
+                left = max(min(x1, image.shape[1] - w - 2), 0)
+                top = max(y1 - h - below, 0)
+                cv2.rectangle(image, (left, top), (left + w + 2, top + h + below), colour, -1)
+                place = (left + 1, top + h)
+                cv2.putText(image, words, place, cv2.FONT_HERSHEY_SIMPLEX, 0.35, (0, 0, 0), 1, cv2.LINE_AA)
         y, x = index // columns * height, index % columns * width
         sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
     if not cv2.imwrite(str(path), sheet):

@@ -1,4 +1,5 @@
 // mmdet's ExpMomentumEMAHook update over all tensors in one parallel loop.
+#include <algorithm>
 #include <vector>
 
 #include "capability.h"
@@ -7,35 +8,36 @@
 namespace yolox_ops::CPU_CAPABILITY {
 namespace {
 
+// Tensors of one dtype, as if laid end to end.
 template <typename T>
-struct Piece {
-  T* average;
-  const T* value;
-  int64_t size;
+struct Tensors {
+  std::vector<T*> average;
+  std::vector<const T*> value;
+  std::vector<int64_t> end{};
+
+  void append(const at::Tensor& a, const at::Tensor& v) {
+    average.push_back(a.mutable_data_ptr<T>());
+    value.push_back(v.const_data_ptr<T>());
+    end.push_back((end.empty() ? 0 : end.back()) + a.numel());
+  }
 };
 
-// Pieces are of equal size but for each tensor's last: work spreads evenly over the threads, and the many
-// small tensors of a network cost no launch each.
+// Each thread takes one run of as many elements as the others, whatever tensors it crosses: it streams
+// through memory, and the many small tensors of a network cost no launch each.
 template <typename T>
-void update(const std::vector<Piece<T>>& pieces, double momentum) {
+void update(const Tensors<T>& tensors, double momentum) {
   const T keep = static_cast<T>(1 - momentum), take = static_cast<T>(momentum);
-  at::parallel_for(0, static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      T* __restrict__ average = pieces[i].average;
-      const T* __restrict__ value = pieces[i].value;
-      for (int64_t k = 0; k < pieces[i].size; ++k) average[k] = average[k] * keep + value[k] * take;
+  const std::vector<int64_t>& ends = tensors.end;
+  at::parallel_for(0, ends.empty() ? 0 : ends.back(), 1 << 15, [&](int64_t begin, int64_t end) {
+    size_t i = std::upper_bound(ends.begin(), ends.end(), begin) - ends.begin();
+    for (int64_t at = begin; at < end; at = ends[i++]) {
+      const int64_t start = i ? ends[i - 1] : 0;
+      T* __restrict__ average = tensors.average[i];
+      const T* __restrict__ value = tensors.value[i];
+      const int64_t stop = std::min(end, ends[i]) - start;
+      for (int64_t k = at - start; k < stop; ++k) average[k] = average[k] * keep + value[k] * take;
     }
   });
-}
-
-template <typename T>
-void append(const at::Tensor& average, const at::Tensor& value, std::vector<Piece<T>>& pieces) {
-  constexpr int64_t piece = 1 << 15;
-  T* to = average.mutable_data_ptr<T>();
-  const T* from = value.const_data_ptr<T>();
-  for (int64_t i = 0; i < average.numel(); i += piece) {
-    pieces.push_back({to + i, from + i, std::min(piece, average.numel() - i)});
-  }
 }
 
 }  // namespace
@@ -52,15 +54,15 @@ void ema_update_(at::TensorList average, at::TensorList value, double momentum) 
                      ", got ", v.dtype().name());
     TORCH_CHECK_VALUE(a.sizes() == v.sizes(), "value[", i, "] must be ", a.sizes(), ", got ", v.sizes());
   }
-  std::vector<Piece<float>> floats;
-  std::vector<Piece<double>> doubles;
+  Tensors<float> floats;
+  Tensors<double> doubles;
   for (size_t i = 0; i < average.size(); ++i) {
     const at::Tensor &a = average[i], &v = value[i];
     const bool same_layout = a.is_non_overlapping_and_dense() && a.strides() == v.strides();
     if (same_layout && a.scalar_type() == at::kFloat) {
-      append(a, v, floats);
+      floats.append(a, v);
     } else if (same_layout && a.scalar_type() == at::kDouble) {
-      append(a, v, doubles);
+      doubles.append(a, v);
     } else {
       a.mul_(1 - momentum).add_(v, momentum);
     }

@@ -1,4 +1,5 @@
 // mmdet's YOLOXHead.get_bboxes after decoding: scores, threshold, class-wise NMS and the cut, for a batch.
+#include <limits>
 #include <tuple>
 
 #include "capability.h"
@@ -7,6 +8,33 @@
 
 namespace yolox_ops::CPU_CAPABILITY {
 namespace {
+
+// The largest class logit of each prior and its class, the first of equal ones; NaN, which no threshold
+// admits, where the objectness alone is below the threshold, as the score then is too.
+template <typename T>
+void best_classes(const at::Tensor& logits, const at::Tensor& objectness, double score_threshold,
+                  at::Tensor& best, at::Tensor& label) {
+  const int64_t classes = logits.size(2);
+  const T *all = logits.const_data_ptr<T>(), *object = objectness.const_data_ptr<T>();
+  T* out = best.mutable_data_ptr<T>();
+  int64_t* out_label = label.mutable_data_ptr<int64_t>();
+  const T threshold = static_cast<T>(score_threshold);
+  at::parallel_for(0, best.numel(), 256, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      out[p] = std::numeric_limits<T>::quiet_NaN();
+      out_label[p] = 0;
+      if (!(object[p] >= threshold)) continue;
+      const T* row = all + p * classes;
+      T largest = row[0];
+      int64_t where = 0;
+      for (int64_t c = 1; c < classes; ++c) {
+        if (!(row[c] <= largest)) largest = row[c], where = c;  // a NaN stays: nothing compares with it
+        if (largest != largest) break;
+      }
+      out[p] = largest, out_label[p] = where;
+    }
+  });
+}
 
 template <typename T>
 void detect(const at::Tensor& all_scores, const at::Tensor& all_labels, const at::Tensor& all_boxes,
@@ -58,9 +86,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> yolox_detect(const at::Tensor& cl
   check_fraction(iou_threshold, "iou_threshold");
   TORCH_CHECK_VALUE(max_detections >= 0, "max_detections must be at least 0, got ", max_detections);
   const auto type = boxes.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const auto [best, label] = cls_logits.to(type).max(-1);
-  const at::Tensor scores = best.sigmoid().mul_(obj_logits.to(type).sigmoid()).contiguous();
-  const at::Tensor packed = boxes.to(type).contiguous(), classes = label.contiguous();
+  const at::Tensor logits = cls_logits.to(type).contiguous();
+  const at::Tensor objectness = obj_logits.to(type).contiguous().sigmoid();
+  const at::Tensor packed = boxes.to(type).contiguous();
+  at::Tensor scores = at::empty_like(objectness), classes = at::empty({batch, priors}, at::kLong);
+  if (type == at::kDouble) {
+    best_classes<double>(logits, objectness, score_threshold, scores, classes);
+  } else {
+    best_classes<float>(logits, objectness, score_threshold, scores, classes);
+  }
+  scores.sigmoid_().mul_(objectness);
   at::Tensor detections = at::zeros({batch, max_detections, 5}, packed.options());
   at::Tensor labels = at::full({batch, max_detections}, -1, packed.options().dtype(at::kLong));
   at::Tensor counts = at::empty({batch}, labels.options());

@@ -99,7 +99,15 @@ def test_the_demo_does_not_empty_a_folder_of_something_else(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "run").mkdir()
     (tmp_path / "run/thesis.tex").write_text("years of work")
-    command = [sys.executable, "-m", "yolox_plugin.demo", "--data-root", tmp_path / "data", "--work-dir", tmp_path / "run"]
+    command = [
+        sys.executable,
+        "-m",
+        "yolox_plugin.demo",
+        "--data-root",
+        tmp_path / "data",
+        "--work-dir",
+        tmp_path / "run",
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "holds something else than a training run" in result.stderr

@@ -1,0 +1,95 @@
+"""The benchmark tells agreement from disagreement, and writes what it is asked to write."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmcv import Config
+from mmdet import __file__ as mmdet_file
+from mmdet.models import build_detector
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+PROGRAM = f"""
+import sys
+sys.path.insert(0, {str(BENCHMARKS)!r})
+{{preparation}}
+import ops_bench
+sys.exit(ops_bench.main(sys.argv[1:]))
+"""
+
+
+def bench(*options, preparation=""):
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(preparation=preparation), "--quick", *map(str, options)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_json_and_chart(tmp_path):
+    result = bench("--only", "box_iou", "--json", tmp_path / "b.json", "--plot", tmp_path / "b.png")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+    data = json.loads((tmp_path / "b.json").read_text())
+    assert data["machine"]["threads"] == 2
+    case = next(case for case in data["cases"] if case["case"] == "8400x40")
+    assert {"reference", "mmdet", "torchvision"} <= case["verdicts"].keys()
+    assert {"yolox_ops", "mmdet", "torchvision"} <= case["timings"].keys()
+    assert all(timing["median"] > 0 for timing in case["timings"].values())
+    assert max(case["limits"].values()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("operator", "wrong"),
+    [
+        ("box_iou", "lambda *a: right(*a) + 1e-3"),
+        ("simota_assign", "lambda *a: (right(*a)[0].roll(1), right(*a)[1])"),
+        ("batched_nms", "lambda *a: right(*a)[1:]"),
+        ("yolox_detect", "lambda *a: (right(*a)[0] + 1, *right(*a)[1:])"),
+        ("ema_update_", "lambda a, v, m: right(a, v, m + 0.01)"),
+    ],
+)
+def test_a_wrong_operator_is_a_mismatch(operator, wrong):
+    result = bench(
+        "--only", operator, preparation=f"import yolox_ops; right = yolox_ops.{operator}; yolox_ops.{operator} = {wrong}"
+    )  # fmt: skip
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert f"MISMATCH {operator}" in result.stdout
+    assert "DIFFER" in result.stdout
+
+
+@pytest.mark.slow
+def test_works_without_the_peers():
+    hide = "sys.modules.update(dict.fromkeys(('mmdet', 'mmcv', 'torchvision')))"
+    result = bench("--only", "batched_nms", preparation=hide)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for name in ("mmdet", "mmcv", "torchvision"):
+        assert f"missing: {name}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--threads", 0), "--threads must be at least 1, got 0"),
+        (("--json", "/no/such/folder/b.json"), "the folder of /no/such/folder/b.json does not exist"),
+        (("--device", "npu"), "--device npu: this build has backends for cpu only"),
+    ],
+)
+def test_bad_options(options, message):
+    result = bench(*options)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+def test_the_shapes_of_yolox_m_are_those_of_mmdet():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        from cases import yolox_m_shapes
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    config = Path(mmdet_file).parent / ".mim/configs/yolox/yolox_m_8x8_300e_coco.py"
+    state = build_detector(Config.fromfile(str(config)).model).state_dict().values()
+    assert sorted(yolox_m_shapes()) == sorted(tuple(t.shape) for t in state if t.is_floating_point())
