@@ -53,9 +53,8 @@ def test_json_and_chart(tmp_path):
     ],
 )
 def test_a_wrong_operator_is_a_mismatch(operator, wrong):
-    result = bench(
-        "--only", operator, preparation=f"import yolox_ops; right = yolox_ops.{operator}; yolox_ops.{operator} = {wrong}"
-    )  # fmt: skip
+    replace = f"import yolox_ops; right = yolox_ops.{operator}; yolox_ops.{operator} = {wrong}"
+    result = bench("--only", operator, preparation=replace)
     assert result.returncode == 1, result.stdout + result.stderr
     assert f"MISMATCH {operator}" in result.stdout
     assert "DIFFER" in result.stdout

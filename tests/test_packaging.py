@@ -61,8 +61,9 @@ def test_building_without_torch_says_so(tmp_path):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     site = Path(setuptools.__file__).parent.parent
     (tmp_path / "build-env").mkdir()
-    for name in ("setuptools", "_distutils_hack", "pkg_resources", "wheel"):
-        (tmp_path / "build-env" / name).symlink_to(site / name)
+    for path in site.iterdir():
+        if path.name.startswith(("setuptools", "_distutils_hack", "pkg_resources", "wheel")):
+            (tmp_path / "build-env" / path.name).symlink_to(path)
     venv.create(tmp_path / "venv")
     result = subprocess.run(
         [tmp_path / "venv/bin/python", "setup.py", "build"],

@@ -80,7 +80,7 @@ def draw_curves(log: list[dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def draw_detections(dataset: Any, results: list[Any], path: Path, columns: int = 4, rows: int = 3) -> None:
+def draw_detections(dataset: Any, results: list[Any], path: Path, columns: int = 4, rows: int = 2) -> None:
     """A contact sheet of the first val images with their detections of a score of 0.3 or more."""
     width, height = 320, 240
     sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)

@@ -88,7 +88,8 @@ def make_dataset(root: Path, train: int = 240, val: int = 60, seed: int = 0) -> 
     try:
         for split, (name, count) in enumerate({"train2017": train, "val2017": val}.items()):
             (unfinished / name).mkdir(parents=True)
-            images, annotations = [], []
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
             for index in range(count):
                 picture, objects = draw(np.random.default_rng([seed, split, index]))
                 entry = {"id": index + 1, "file_name": f"{index + 1:06d}.jpg"}

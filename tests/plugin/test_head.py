@@ -122,7 +122,7 @@ def test_assign_result_has_the_fields_of_stock(situation):
 
 def test_a_foreign_eps_is_refused(situation):
     case = situation(7, gts=2)
-    with pytest.raises(ValueError, match="eps must be 1e-7, as YOLOXHead leaves it, got 0.1"):
+    with pytest.raises(ValueError, match=r"eps must be 1e-7, as YOLOXHead leaves it, got 0\.1"):
         SimOTAAssigner().assign(
             case["scores"][0], case["priors"], case["boxes"][0], case["gt_boxes"][0], case["gt_labels"][0], eps=0.1
         )

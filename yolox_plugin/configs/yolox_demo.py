@@ -1,9 +1,10 @@
 # The standard YOLOX on the demo data set, small enough to train on two CPU cores in minutes. Everything that differs
 # from MMDetection's own yolox_s config is below; mosaic, mixup, EMA, L1 phase and schedule are its own.
-from importlib.util import find_spec as _find_spec
 from os.path import dirname as _dirname
 
-_base_ = _dirname(_find_spec("mmdet").origin) + "/.mim/configs/yolox/yolox_s_8x8_300e_coco.py"
+import mmdet
+
+_base_ = _dirname(mmdet.__file__) + "/.mim/configs/yolox/yolox_s_8x8_300e_coco.py"
 custom_imports = dict(imports=["yolox_plugin"], allow_failed_imports=False)
 
 # Nano widths, 320 x 320, five classes.
