@@ -126,7 +126,7 @@ def assignment_work(args: tuple[Any, ...]) -> tuple[int, int, int]:
 def sort_and_pairs(scores: Tensor, labels: Tensor, keep: Tensor, rates: Rates) -> float:
     """Seconds to sort the scores with torch, and to test each kept box against those kept before it in its class and
     every other box once, one divide a test."""
-    kept = labels[keep].unique(return_counts=True)[1].double()
+    kept = torch.bincount(labels[keep]).double()
     tests = float((kept * (kept - 1) / 2).sum()) + len(scores) - len(keep)
     sorts = rate(1, lambda: scores.sort(descending=True), scores.device, 0.02)
     return 1 / sorts + tests / rates.divide

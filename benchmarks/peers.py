@@ -101,7 +101,7 @@ def megvii() -> dict[str, Peer]:
 def torch_foreach() -> dict[str, Peer]:
     def prepare(average: list[Tensor], value: list[Tensor], momentum: float) -> Any:
         # torch's own EMA for AveragedModel; its third argument is the number of models averaged, which it ignores.
-        update: Any = get_ema_multi_avg_fn(1 - momentum)
+        update: Any = get_ema_multi_avg_fn(1 - momentum)  # type: ignore[no-untyped-call]
         return lambda: update(average, value, 1)
 
     return {"ema_update_": Peer("torch foreach", prepare)}
@@ -153,7 +153,7 @@ def mmdet() -> dict[str, Peer]:
     class CostTaken(Exception):
         pass
 
-    class CostOnly(SimOTAAssigner):  # type: ignore[misc]
+    class CostOnly(SimOTAAssigner):
         """mmdet's assigner as far as its cost matrix."""
 
         def dynamic_k_matching(self, cost: Tensor, iou: Tensor, num_gt: int, valid: Tensor) -> None:
@@ -207,7 +207,7 @@ def mmdet() -> dict[str, Peer]:
         hook.before_run(runner)
         for i, tensor in enumerate(average):
             hook.model_buffers[f"ema_value{i}"].copy_(tensor)
-            tensor.set_(hook.model_buffers[f"ema_value{i}"])  # type: ignore[no-untyped-call]
+            tensor.set_(hook.model_buffers[f"ema_value{i}"])
         return lambda: hook.after_train_iter(runner)
 
     def iou(boxes1: Tensor, boxes2: Tensor, mode: str, aligned: bool) -> Any:

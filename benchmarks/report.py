@@ -108,13 +108,21 @@ def targets(rows: list[Row], only: str | None) -> list[Target]:
             row = by_case.get((op, case))
             ratio = row.ratio(peer) if row else None
             what = f"{op} {case}: >= {least:g}x {peer}"
-            found.append(Target(what, f"{ratio:.1f}x" if ratio else "not measured", ratio and ratio >= least))
+            found.append(
+                Target(what, f"{ratio:.1f}x" if ratio else "not measured", None if ratio is None else ratio >= least)
+            )
     for op, case, most in MEMORY:
         if only in (None, op):
             row = by_case.get((op, case))
             extra = row.extra.get(US) if row else None
             what = f"{op} {case}: <= {most / 1e6:g} MB extra"
-            found.append(Target(what, "not measured" if extra is None else megabytes(extra), extra and extra <= most))
+            found.append(
+                Target(
+                    what,
+                    "not measured" if extra is None else megabytes(extra),
+                    None if extra is None else extra <= most,
+                )
+            )
     return found
 
 

@@ -26,9 +26,11 @@ struct Tensors {
 // through memory, and the many small tensors of a network cost no launch each.
 template <typename T>
 void update(const Tensors<T>& tensors, double momentum) {
-  const T keep = static_cast<T>(1 - momentum), take = static_cast<T>(momentum);
   const std::vector<int64_t>& ends = tensors.end;
   at::parallel_for(0, ends.empty() ? 0 : ends.back(), 1 << 15, [&](int64_t begin, int64_t end) {
+    // Not captured: stores to the average might change what a reference refers to, for all the compiler
+    // knows.
+    const T keep = static_cast<T>(1 - momentum), take = static_cast<T>(momentum);
     size_t i = std::upper_bound(ends.begin(), ends.end(), begin) - ends.begin();
     for (int64_t at = begin; at < end; at = ends[i++]) {
       const int64_t start = i ? ends[i - 1] : 0;
