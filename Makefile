@@ -15,7 +15,7 @@ test: .venv/ready
 	$(BIN)/pytest
 
 # Python itself is not instrumented, so the runtimes are loaded first; it also leaks by design.
-SANITIZED := PYTHONPATH=build/sanitize ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+SANITIZED := PYTHONPATH="$(CURDIR)/build/sanitize" PYTHONSAFEPATH=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	LD_PRELOAD="$(shell c++ -print-file-name=libasan.so) $(shell c++ -print-file-name=libubsan.so)"
 test-sanitize: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" YOLOX_OPS_SANITIZE=1 \

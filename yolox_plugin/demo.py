@@ -43,7 +43,7 @@ def train(cfg: Config) -> None:
 
 
 def evaluate(cfg: Config, checkpoint: Path) -> tuple[dict[str, float], list[Any], Any]:
-    """pycocotools' figures for a checkpoint on the val split; the detections and the data set they belong to."""
+    """pycocotools' figures for a checkpoint on val (none if it detects nothing), the detections and the data set."""
     dataset = build_dataset(cfg.data.val, {"test_mode": True})
     loader = build_dataloader(dataset, samples_per_gpu=1, workers_per_gpu=1, dist=False, shuffle=False)
     model = build_detector(cfg.model)
@@ -72,7 +72,7 @@ def draw_curves(log: list[dict[str, Any]], path: Path) -> None:
     left.set_xlabel("epoch")
     left.set_ylabel("training loss", color="tab:blue")
     right = left.twinx()
-    right.plot([e["epoch"] for e in evaluations], [e["bbox_mAP"] for e in evaluations], "o-", color="tab:red")
+    right.plot([e["epoch"] for e in evaluations], [e.get("bbox_mAP", 0.0) for e in evaluations], "o-", color="tab:red")
     right.set_ylabel("validation mAP", color="tab:red")
     right.set_ylim(0, 1)
     left.set_title("YOLOX demo")
@@ -142,7 +142,7 @@ def main() -> None:
     draw_detections(dataset, results, args.work_dir / "detections.png")
     seconds = [line["time"] for line in log if line.get("mode") == "train"]
     print(
-        f"\ndemo: mAP {figures['bbox_mAP']:.3f}, AP50 {figures['bbox_mAP_50']:.3f},"
+        f"\ndemo: mAP {figures.get('bbox_mAP', 0.0):.3f}, AP50 {figures.get('bbox_mAP_50', 0.0):.3f},"
         f" {cfg.data.samples_per_gpu / median(seconds):.1f} images/s in training, trained in {trained:.0f} s"
         f"\n  checkpoint  {checkpoint}"
         f"\n  detections  {args.work_dir / 'detections.png'}"
