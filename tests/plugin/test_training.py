@@ -83,7 +83,8 @@ def test_the_demo_in_small(tmp_path):
     make_dataset(tmp_path / "data", train=16, val=8)
     command = [
         sys.executable, "-m", "yolox_plugin.demo", "--data-root", tmp_path / "data", "--work-dir", tmp_path / "run",
-        "--cfg-options", "runner.max_epochs=2", "evaluation.interval=1", "checkpoint_config.interval=1", "log_config.interval=1",
+        "--cfg-options", "runner.max_epochs=2", "evaluation.interval=1", "checkpoint_config.interval=1",
+        "log_config.interval=1",
     ]  # fmt: skip
     first, again = (subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(2))
     assert first.returncode == again.returncode == 0, first.stderr[-3000:]
