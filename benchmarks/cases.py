@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-STRIDES = (8, 16, 32)
+from yolox_ops.reference import grid_priors
+
 CLASSES = 80
 # Boxes lie on a grid of 1/16 pixel and scores differ. torchvision and mmcv separate classes by adding an offset in
 # float32 to every coordinate; on this grid that addition is exact, so their NMS has to keep the very same boxes.
@@ -48,17 +49,6 @@ def yolox_m_shapes() -> list[tuple[int, ...]]:
             out, channels, kernel = map(int, conv.split("x"))
             shapes += int(count or 1) * [(out, channels, kernel, kernel), *vectors * [(out,)]]
     return shapes
-
-
-def make_priors(size: int = 640) -> Tensor:
-    """Centres and strides [P, 4] of all priors of a square image; 8400 of them at 640 pixels."""
-    levels = []
-    for stride in STRIDES:
-        axis = (torch.arange(size // stride) + 0.5) * stride
-        y, x = torch.meshgrid(axis, axis, indexing="ij")
-        strides = torch.full_like(x, stride)
-        levels.append(torch.stack([x, y, strides, strides], -1).view(-1, 4))
-    return torch.cat(levels)
 
 
 def make_gts(count: int, rng: torch.Generator, size: int = 640) -> tuple[Tensor, Tensor]:
@@ -110,7 +100,7 @@ def trained(priors: Tensor, gts: Tensor, labels: Tensor, rng: torch.Generator) -
 def predictions(kind: str, gt_count: int, seed: int, size: int = 640) -> tuple[Tensor, ...]:
     """(cls logits, objectness logits, boxes, priors, gt boxes, gt labels) of one image."""
     rng = torch.Generator().manual_seed(seed)
-    priors = make_priors(size)
+    priors = grid_priors(size)
     gts, labels = make_gts(gt_count, rng, size)
     heads = untrained(priors, rng) if kind == "untrained" else trained(priors, gts, labels, rng)
     return (*heads, priors, gts, labels)

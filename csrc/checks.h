@@ -32,6 +32,14 @@ inline void check_not_negative(double value, const char* name) {
   TORCH_CHECK_VALUE(value >= 0, name, " must be at least 0, got ", value);
 }
 
+// `count` labels of a CPU tensor.
+inline void check_labels(const int64_t* labels, int64_t count, int64_t classes, const char* name) {
+  for (int64_t j = 0; j < count; ++j) {
+    TORCH_CHECK_VALUE(labels[j] >= 0 && labels[j] < classes, name, " must be in [0, ", classes, "), got ",
+                      labels[j]);
+  }
+}
+
 // The kernels read float32 or float64, packed; half types are computed in float32.
 inline at::Tensor as_float(const at::Tensor& tensor) { return tensor.to(at::kFloat).contiguous(); }
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from yolox_ops.reference import grid_priors
+
 Situation = dict[str, Tensor]
 
 
@@ -14,12 +16,7 @@ def _situation(
 ) -> Situation:
     """The arguments of simota_assign: all priors of a square image, predictions of a trained or an untrained net."""
     g = torch.Generator().manual_seed(seed)
-    priors = []
-    for stride in (8, 16, 32):
-        steps = (torch.arange(size // stride) + 0.5) * stride
-        y, x = torch.meshgrid(steps, steps, indexing="ij")
-        priors.append(torch.stack([x, y, torch.full_like(x, stride), torch.full_like(x, stride)], -1).view(-1, 4))
-    prior = torch.cat(priors)
+    prior = grid_priors(size)
     n = len(prior)
     center = torch.rand(batch, gts, 2, generator=g) * size
     extent = torch.rand(batch, gts, 2, generator=g) ** 2 * size / 2 + 3

@@ -15,12 +15,7 @@ from . import _C, reference
 def situation(gts: int = 12, size: int = 160, classes: int = 20) -> dict[str, Tensor]:
     """The arguments of `simota_assign` for two images: noisy predictions of random ground truths."""
     rng = torch.Generator().manual_seed(0)
-    levels = []
-    for stride in (8, 16, 32):
-        steps = (torch.arange(size // stride) + 0.5) * stride
-        y, x = torch.meshgrid(steps, steps, indexing="ij")
-        levels.append(torch.stack([x, y, torch.full_like(x, stride), torch.full_like(x, stride)], -1).view(-1, 4))
-    priors = torch.cat(levels)
+    priors = reference.grid_priors(size)
     center = torch.rand(2, gts, 2, generator=rng) * size
     half = torch.rand(2, gts, 2, generator=rng) * size / 6 + 10
     gt_boxes = torch.cat([center - half, center + half], -1)

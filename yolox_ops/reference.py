@@ -28,6 +28,16 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, mode: str = "iou", aligned: bool = F
     return iou.to(dtype)
 
 
+def grid_priors(size: int) -> Tensor:
+    """`[P, 4]` (cx, cy, stride, stride) of all cells of a square image at strides 8, 16 and 32, in pixels."""
+    levels = []
+    for stride in (8, 16, 32):
+        steps = (torch.arange(size // stride) + 0.5) * stride
+        y, x = torch.meshgrid(steps, steps, indexing="ij")
+        levels.append(torch.stack([x, y, torch.full_like(x, stride), torch.full_like(x, stride)], -1).view(-1, 4))
+    return torch.cat(levels)
+
+
 def _regions(priors: Tensor, gt_boxes: Tensor, center_radius: float) -> tuple[Tensor, Tensor]:
     """`[P, G]` masks: prior inside the gt box, prior inside the gt's centre region. Borders are outside."""
     xy, reach = priors[:, None, :2], center_radius * priors[:, None, 2:]

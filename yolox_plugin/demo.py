@@ -47,6 +47,7 @@ def evaluate(cfg: Config, checkpoint: Path) -> tuple[dict[str, float], list[Any]
     dataset = build_dataset(cfg.data.val, {"test_mode": True})
     loader = build_dataloader(dataset, samples_per_gpu=1, workers_per_gpu=1, dist=False, shuffle=False)
     model = build_detector(cfg.model)
+    # MMDetection keeps the raw weights as ema_*; the model wants the averages alone.
     load_checkpoint(model, str(checkpoint), map_location="cpu", revise_keys=[(r"^ema_.*", "")])
     results = single_gpu_test(MMDataParallel(model, device_ids=[-1]), loader)
     return dataset.evaluate(results, metric="bbox"), results, dataset

@@ -44,7 +44,7 @@ class Best {
   std::vector<T> items_;
 };
 
-// Visits the places of `flags` in [begin, end) that are not 0; eight at a time, as nearly all are.
+// Visits the places of `flags` in [begin, end) that are not 0; eight at a time, as nearly all are 0.
 template <typename F>
 void each_set(const uint8_t* flags, int64_t begin, int64_t end, F&& visit) {
   for (int64_t i = begin; i < end;) {
@@ -356,11 +356,7 @@ std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const
   for (int64_t b = 0; b < batch; ++b) {
     TORCH_CHECK_VALUE(count[b] >= 0 && count[b] <= padded, "num_gts must be in [0, ", padded, "], got ",
                       count[b]);
-    for (int64_t j = 0; j < count[b]; ++j) {
-      const int64_t value = label[b * padded + j];
-      TORCH_CHECK_VALUE(value >= 0 && value < classes, "gt_labels must be in [0, ", classes, "), got ",
-                        value);
-    }
+    check_labels(label + b * padded, count[b], classes, "gt_labels");
   }
   at::Tensor gt_index = at::full({batch, num_priors}, -1, labels.options());
   at::Tensor matched_iou = at::zeros({batch, num_priors}, s.options());

@@ -30,10 +30,7 @@ std::tuple<at::Tensor, at::Tensor> simota_cost(const at::Tensor& scores, const a
   const at::Tensor s = as_float(scores), p = as_float(priors), b = as_float(boxes), g = as_float(gt_boxes);
   const at::Tensor labels = gt_labels.contiguous();
   const int64_t* label = labels.const_data_ptr<int64_t>();
-  for (int64_t j = 0; j < num_gts; ++j) {
-    TORCH_CHECK_VALUE(label[j] >= 0 && label[j] < classes, "gt_labels must be in [0, ", classes, "), got ",
-                      label[j]);
-  }
+  check_labels(label, num_gts, classes, "gt_labels");
   at::Tensor cost = at::empty({num_priors, num_gts}, s.options()), iou = at::empty_like(cost);
   const float *score = s.const_data_ptr<float>(), *prior = p.const_data_ptr<float>(),
               *box = b.const_data_ptr<float>();

@@ -28,8 +28,8 @@ void best_classes(const at::Tensor& logits, const at::Tensor& objectness, double
       T largest = row[0];
       int64_t where = 0;
       for (int64_t c = 1; c < classes; ++c) {
-        if (!(row[c] <= largest)) largest = row[c], where = c;  // a NaN stays: nothing compares with it
-        if (largest != largest) break;
+        if (largest != largest) break;  // a NaN is the largest, as torch.max has it
+        if (!(row[c] <= largest)) largest = row[c], where = c;
       }
       out[p] = largest, out_label[p] = where;
     }
@@ -85,7 +85,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> yolox_detect(const at::Tensor& cl
   check_floating(boxes, "boxes");
   check_fraction(iou_threshold, "iou_threshold");
   TORCH_CHECK_VALUE(max_detections >= 0, "max_detections must be at least 0, got ", max_detections);
-  const auto type = boxes.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto type = compute_type(boxes.scalar_type());
   const at::Tensor logits = cls_logits.to(type).contiguous();
   const at::Tensor objectness = obj_logits.to(type).contiguous().sigmoid();
   const at::Tensor packed = boxes.to(type).contiguous();

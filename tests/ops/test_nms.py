@@ -162,3 +162,14 @@ def test_bad_input(change, error, message):
     boxes, scores, labels = candidates(12, 8)
     with pytest.raises(error, match=message):
         batched_nms(**({"boxes": boxes, "scores": scores, "labels": labels, "iou_threshold": 0.5} | change))
+
+
+@pytest.mark.parametrize("place", [0, 1, 19])
+def test_detect_drops_a_prior_with_a_nan_class_logit(place):
+    cls, obj = torch.zeros(1, 3, 20), torch.full((1, 3), 5.0)
+    cls[0, 1, place] = torch.nan
+    boxes = torch.tensor([[[0.0, 0, 9, 9], [20, 20, 29, 29], [40, 40, 49, 49]]])
+    ours, theirs = (detect(cls, obj, boxes, 0.1, 0.5, 5) for detect in (yolox_detect, reference.yolox_detect))
+    assert ours[2].tolist() == [2]
+    for mine, specified in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, specified)
