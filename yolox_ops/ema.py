@@ -19,8 +19,9 @@ def ema_update_(average: Sequence[Tensor], value: Sequence[Tensor], momentum: fl
     Raises:
         ValueError: for lists or shapes that differ, or a momentum out of range. TypeError: for a wrong dtype.
     """
-    for a, v in zip(average, value, strict=False):  # the operator compares the lengths
-        check_devices(average=a, value=v)
+    if len({tensor.device for tensor in (*average, *value)}) > 1:  # hundreds of tensors: named only when needed
+        lists = (("average", average), ("value", value))
+        check_devices(**{f"{name}[{i}]": tensor for name, tensors in lists for i, tensor in enumerate(tensors)})
     with torch.no_grad():
         torch.ops.yolox_ops.ema_update_(average, value, momentum)
 

@@ -82,6 +82,7 @@ def simota_assign(
     candidate_topk: int = 10,
     cls_weight: float = 1.0,
     iou_weight: float = 3.0,
+    keep_every_gt: bool = False,
 ) -> tuple[Tensor, Tensor]:
     gt_index = torch.full(scores.shape[:2], -1)
     matched_iou = torch.zeros(scores.shape[:2])
@@ -101,6 +102,11 @@ def simota_assign(
         for prior, wanted_by in takers.items():
             g = wanted_by[0] if len(wanted_by) == 1 else int(cost[prior].sort(stable=True).indices[0])
             gt_index[b, prior], matched_iou[b, prior] = g, iou[prior, g]
+        for g in range(count if keep_every_gt else 0):
+            free = ((in_box | in_center)[:, g] & (gt_index[b] < 0)).nonzero().squeeze(1)
+            if len(free) and not (gt_index[b] == g).any():
+                prior = free[cost[free, g].sort(stable=True).indices[0]]
+                gt_index[b, prior], matched_iou[b, prior] = g, iou[prior, g]
     return gt_index, matched_iou
 
 

@@ -56,6 +56,7 @@ def simota_assign(
     candidate_topk: int = 10,
     cls_weight: float = 1.0,
     iou_weight: float = 3.0,
+    keep_every_gt: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """SimOTA for a batch.
 
@@ -72,6 +73,8 @@ def simota_assign(
         num_gts: `[B]` int64 in [0, G].
         center_radius, cls_weight, iou_weight: see `simota_cost`.
         candidate_topk: at least 1.
+        keep_every_gt: a gt that loses all its priors to cheaper gts (open-mmlab/mmdetection#8628) gets the cheapest one
+            that nobody took and that lies in its own box or centre region; the lower gt index chooses first.
 
     Returns:
         gt_index `[B, P]` int64, -1 for background, and the IoU with that gt, `[B, P]` float32, 0 for background.
@@ -93,6 +96,7 @@ def simota_assign(
             candidate_topk,
             cls_weight,
             iou_weight,
+            keep_every_gt,
         )
     return gt_index, iou
 
@@ -124,6 +128,7 @@ def _(
     candidate_topk: int,
     cls_weight: float,
     iou_weight: float,
+    keep_every_gt: bool = False,
 ) -> tuple[Tensor, Tensor]:
     shape = scores.shape[:2]
     return scores.new_empty(shape, dtype=torch.int64), scores.new_empty(shape, dtype=torch.float32)

@@ -3,22 +3,40 @@
     custom_imports = dict(imports=["yolox_plugin"], allow_failed_imports=False)
 
 Importing replaces classes under MMDetection's own names, so that the rest of the config and its checkpoints stay as
-they are. `YOLOX_PLUGIN=off` leaves MMDetection untouched; `YOLOX_PLUGIN_ASSIGNER=off` and `YOLOX_PLUGIN_HEAD=off` leave
-out one part (the head then asks the assigner image by image, as MMDetection's does).
+they are. `YOLOX_PLUGIN=off` leaves MMDetection untouched. One part is left out by `YOLOX_PLUGIN_ASSIGNER=off`,
+`YOLOX_PLUGIN_HEAD=off` (the head then asks the assigner image by image, as MMDetection's does) or
+`YOLOX_PLUGIN_TRAINING=off`: detector, hooks, optimizer, runner and data sets, which count on each other.
 """
 
 import os
 
+from mmcv.runner import HOOKS, OPTIMIZERS, RUNNERS
 from mmcv.utils import Registry, get_logger
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS
-from mmdet.models.builder import HEADS
+from mmdet.datasets import DATASETS, dataset_wrappers
+from mmdet.models.builder import DETECTORS, HEADS
 
 from .assigner import SimOTAAssigner
+from .dataset import CocoDataset, MultiImageMixDataset
+from .detector import YOLOX
 from .head import YOLOXHead
+from .hooks import ExpMomentumEMAHook, SyncNormHook, YOLOXModeSwitchHook
+from .optimizer import SGD
+from .runner import EpochBasedRunner
 
-PARTS: dict[str, tuple[Registry, type]] = {
-    "ASSIGNER": (BBOX_ASSIGNERS, SimOTAAssigner),
-    "HEAD": (HEADS, YOLOXHead),
+PARTS: dict[str, list[tuple[Registry, type]]] = {
+    "ASSIGNER": [(BBOX_ASSIGNERS, SimOTAAssigner)],
+    "HEAD": [(HEADS, YOLOXHead)],
+    "TRAINING": [
+        (DETECTORS, YOLOX),
+        (HOOKS, ExpMomentumEMAHook),
+        (HOOKS, YOLOXModeSwitchHook),
+        (HOOKS, SyncNormHook),
+        (OPTIMIZERS, SGD),
+        (RUNNERS, EpochBasedRunner),
+        (DATASETS, CocoDataset),
+        (DATASETS, MultiImageMixDataset),
+    ],
 }
 
 
@@ -31,14 +49,15 @@ def _is_on(variable: str) -> bool:
 
 def _replace_parts() -> None:
     plugin_on = _is_on("YOLOX_PLUGIN")
-    wanted = [part for part in PARTS if _is_on(f"YOLOX_PLUGIN_{part}") and plugin_on]
-    for part in wanted:
-        registry, replacement = PARTS[part]
+    wanted = [pair for part, pairs in PARTS.items() if _is_on(f"YOLOX_PLUGIN_{part}") and plugin_on for pair in pairs]
+    for registry, replacement in wanted:
         registry.register_module(module=replacement, force=True)
+        if replacement is MultiImageMixDataset:  # build_dataset looks this one up in its module
+            dataset_wrappers.MultiImageMixDataset = replacement
     # Not MMDetection's own logger: whoever touches that first decides its log file, and that must be the training
     # script. One rank speaks for all.
     if os.environ.get("RANK", "0") == "0":
-        names = ", ".join(PARTS[part][1].__name__ for part in wanted)
+        names = ", ".join(replacement.__name__ for _, replacement in wanted)
         get_logger("yolox_plugin").info(f"replaced in MMDetection: {names or 'nothing (switched off)'}")
 
 

@@ -1,5 +1,7 @@
 """MMDetection's SimOTAAssigner on `yolox_ops.simota_assign`."""
 
+from typing import Any
+
 import torch
 from mmdet.core.bbox.assigners import AssignResult
 from mmdet.core.bbox.assigners import SimOTAAssigner as StockSimOTAAssigner
@@ -9,7 +11,15 @@ from yolox_ops import simota_assign
 
 
 class SimOTAAssigner(StockSimOTAAssigner):
-    """The same arguments and results as the stock class, for one image; nothing of size [priors, gts, classes]."""
+    """The same arguments and results as the stock class, for one image; nothing of size [priors, gts, classes].
+
+    One argument more: `keep_every_gt=True` lets no gt go without a positive because others took all its priors
+    (open-mmlab/mmdetection#8628); see `yolox_ops.simota_assign`. Off by default, as stock does not do it.
+    """
+
+    def __init__(self, *args: Any, keep_every_gt: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.keep_every_gt = keep_every_gt
 
     def assign(
         self,
@@ -36,6 +46,7 @@ class SimOTAAssigner(StockSimOTAAssigner):
             candidate_topk=self.candidate_topk,
             cls_weight=self.cls_weight,
             iou_weight=self.iou_weight,
+            keep_every_gt=self.keep_every_gt,
         )
         gt_index, iou = gt_index[0], iou[0]
         positive = gt_index >= 0

@@ -39,7 +39,8 @@ def train(cfg: Config) -> None:
     model.CLASSES = dataset.CLASSES
     stamp = time.strftime("%Y%m%d_%H%M%S")
     get_root_logger(log_file=str(Path(cfg.work_dir) / f"{stamp}.log"), log_level=cfg.log_level)
-    train_detector(model, [dataset], cfg, validate=True, timestamp=stamp, meta={"CLASSES": dataset.CLASSES})
+    meta = {"CLASSES": dataset.CLASSES, "seed": cfg.seed}
+    train_detector(model, [dataset], cfg, validate=True, timestamp=stamp, meta=meta)
 
 
 def evaluate(cfg: Config, checkpoint: Path) -> tuple[dict[str, float], list[Any], Any]:

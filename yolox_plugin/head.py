@@ -8,12 +8,14 @@ from mmcv import ConfigDict
 from mmcv.runner import force_fp32
 from mmdet.core import reduce_mean
 from mmdet.models.dense_heads import YOLOXHead as StockYOLOXHead
+from mmdet.models.losses import CrossEntropyLoss, IoULoss, L1Loss
 from torch import Tensor
 
 from yolox_ops import yolox_detect
 
 from .assigner import SimOTAAssigner
-from .targets import simota_targets
+from .losses import masked_losses
+from .targets import assign, gather_targets
 
 _PREDICTIONS = ("cls_scores", "bbox_preds", "objectnesses")
 
@@ -38,9 +40,29 @@ class YOLOXHead(StockYOLOXHead):
                 cls_scores, bbox_preds, objectnesses, gt_bboxes, gt_labels, img_metas, gt_bboxes_ignore
             )
             return stock
-        cls_logits, box_preds, obj_logits, priors = self._flatten(cls_scores, bbox_preds, objectnesses)
+        with torch.autocast(cls_scores[0].device.type, enabled=False):
+            return self._batch_loss(
+                *self._flatten(cls_scores, bbox_preds, objectnesses),
+                gt_bboxes,
+                gt_labels,
+                static_shapes=cls_scores[0].device.type != "cpu",
+            )
+
+    def _batch_loss(
+        self,
+        cls_logits: Tensor,
+        box_preds: Tensor,
+        obj_logits: Tensor,
+        priors: Tensor,
+        gt_bboxes: list[Tensor],
+        gt_labels: list[Tensor],
+        static_shapes: bool,
+    ) -> dict[str, Tensor]:
+        """The losses from flattened predictions; by masks if `static_shapes`, else at the positives alone."""
         boxes = self._bbox_decode(priors, box_preds)
-        targets = simota_targets(
+        # An accelerator waits for nothing if shapes are static; losses of a config's own choice are asked as they are.
+        static_shapes = static_shapes and self._has_standard_losses()
+        assignment = assign(
             cls_logits.detach(),
             obj_logits.detach(),
             boxes.detach(),
@@ -51,21 +73,55 @@ class YOLOXHead(StockYOLOXHead):
             self.assigner.candidate_topk,
             self.assigner.cls_weight,
             self.assigner.iou_weight,
+            self.assigner.keep_every_gt,
+            bucketed=static_shapes,
         )
-        positives = targets.positives
-        count = torch.tensor(len(positives), dtype=torch.float, device=boxes.device)
-        num_total_samples = reduce_mean(count).clamp(min=1.0)
-        losses = {
-            "loss_cls": self.loss_cls(cls_logits.flatten(0, 1)[positives], targets.classes),
-            "loss_bbox": self.loss_bbox(boxes.flatten(0, 1)[positives], targets.boxes),
-            "loss_obj": self.loss_obj(obj_logits.view(-1, 1), targets.objectness),
-        }
-        if self.use_l1:
-            l1_targets = self._get_l1_target(
-                torch.empty_like(targets.boxes), targets.boxes, priors[positives % len(priors)]
+        if static_shapes:
+            losses, count = masked_losses(
+                cls_logits,
+                box_preds,
+                obj_logits,
+                boxes,
+                priors,
+                assignment,
+                self.loss_bbox.mode,
+                self.loss_bbox.eps,
+                self.use_l1,
             )
-            losses["loss_l1"] = self.loss_l1(box_preds.flatten(0, 1)[positives], l1_targets)
+            for name, loss in losses.items():
+                losses[name] = loss * getattr(self, name).loss_weight
+        else:
+            targets = gather_targets(assignment, self.num_classes)
+            positives = targets.positives
+            count = torch.tensor(len(positives), dtype=torch.float, device=boxes.device)
+            losses = {
+                "loss_cls": self.loss_cls(cls_logits.flatten(0, 1)[positives], targets.classes),
+                "loss_bbox": self.loss_bbox(boxes.flatten(0, 1)[positives], targets.boxes),
+                "loss_obj": self.loss_obj(obj_logits.view(-1, 1), targets.objectness),
+            }
+            if self.use_l1:
+                l1_targets = self._get_l1_target(
+                    torch.empty_like(targets.boxes), targets.boxes, priors[positives % len(priors)]
+                )
+                losses["loss_l1"] = self.loss_l1(box_preds.flatten(0, 1)[positives], l1_targets)
+        num_total_samples = reduce_mean(count).clamp(min=1.0)
         return {name: loss / num_total_samples for name, loss in losses.items()}
+
+    def _has_standard_losses(self) -> bool:
+        """Whether the losses are of the kinds that `masked_losses` knows, with whatever weights."""
+
+        def is_bce(loss: Any) -> bool:
+            return type(loss) is CrossEntropyLoss and loss.use_sigmoid and loss.class_weight is loss.ignore_index is None
+
+        return (
+            is_bce(self.loss_cls)
+            and is_bce(self.loss_obj)
+            and type(self.loss_bbox) is IoULoss
+            and type(self.loss_l1) is L1Loss
+            and all(
+                loss.reduction == "sum" for loss in (self.loss_cls, self.loss_obj, self.loss_bbox, self.loss_l1)
+            )
+        )
 
     @force_fp32(apply_to=_PREDICTIONS)  # type: ignore[untyped-decorator]
     def get_bboxes(

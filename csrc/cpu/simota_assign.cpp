@@ -170,6 +170,23 @@ class Image {
     return best;
   }
 
+  // The prior of least cost for gt `j` among those in its own box or centre region that have no owner, -1 if
+  // there is none. Few gts ask, so this looks at every prior.
+  int64_t cheapest_free(int64_t j, const int64_t* owner) const {
+    int64_t best = -1;
+    float least = kInfinity;
+    for (int64_t i = 0; i < n_; ++i) {
+      const Prior p = prior(i);
+      const bool box = in_box(p, gts_[j]), center = in_center(p, gts_[j]);
+      if (owner[i] >= 0 || !(box | center)) continue;
+      const float* row = scores_ + i * classes_;
+      const float cost = cost_of(miss_sum(row, classes_), row[labels_[j]], iou(i, j),
+                                 box & center ? 0.0F : kOutside, weights_);
+      if (best < 0 || cost < least) best = i, least = cost;
+    }
+    return best;
+  }
+
  private:
   // Copies blocks into columns, pads the last with NaN, which is nowhere and overlaps nothing, and takes
   // bounds.
@@ -330,7 +347,7 @@ std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const
                                                  const at::Tensor& boxes, const at::Tensor& gt_boxes,
                                                  const at::Tensor& gt_labels, const at::Tensor& num_gts,
                                                  double center_radius, int64_t candidate_topk,
-                                                 double cls_weight, double iou_weight) {
+                                                 double cls_weight, double iou_weight, bool keep_every_gt) {
   TORCH_CHECK_VALUE(scores.dim() == 3, "scores must be [B, P, C], got ", scores.sizes());
   TORCH_CHECK_VALUE(gt_boxes.dim() == 3 && gt_boxes.size(0) == scores.size(0) && gt_boxes.size(2) == 4,
                     "gt_boxes must be [", scores.size(0), ", G, 4], got ", gt_boxes.sizes());
@@ -381,6 +398,16 @@ std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const
       }
     }
     for (const int32_t i : contested) owner[i] = image.cheapest(i);
+    if (keep_every_gt) {
+      std::vector<int64_t> positives(count[b]);
+      for (const int32_t i : taken) ++positives[owner[i]];
+      for (int64_t j = 0; j < count[b]; ++j) {
+        const int64_t i = positives[j] ? -1 : image.cheapest_free(j, owner);
+        if (i < 0) continue;
+        owner[i] = j;
+        taken.push_back(static_cast<int32_t>(i));
+      }
+    }
     for (const int32_t i : taken) overlap[i] = image.iou(i, owner[i]);
   }
   return {gt_index, matched_iou};

@@ -59,7 +59,14 @@ def test_opcheck():
             [torch.zeros(2, device="meta")],
             0.1,
             ValueError,
-            "value must be on cpu, got meta",
+            r"value\[0\] must be on cpu, got meta",
+        ),
+        (
+            [torch.zeros(2), torch.zeros(2, device="meta")],
+            [torch.zeros(2), torch.zeros(2, device="meta")],
+            0.1,
+            ValueError,
+            r"average\[1\] must be on cpu, got meta",
         ),
     ],
 )

@@ -107,6 +107,38 @@ def test_every_gt_of_a_tiny_size_still_gets_its_cheapest_candidate(situation):
     compare_assignments(case, ours, theirs)
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6), gts=st.integers(0, 30), kind=st.sampled_from(["trained", "untrained"]))
+def test_every_gt_keeps_a_positive_on_demand(situation, seed, gts, kind):
+    case = situation(seed, gts=gts, size=96, classes=3, kind=kind, batch=2)
+    ours = simota_assign(**case, keep_every_gt=True)
+    compare_assignments(case, ours, reference.simota_assign(**case, keep_every_gt=True))
+    stock, _ = simota_assign(**case)
+    assert (ours[0][stock >= 0] == stock[stock >= 0]).all()  # nobody loses a prior by it
+    for b in range(2):
+        in_box, in_center = reference._regions(case["priors"], case["gt_boxes"][b], 2.5)
+        for g in range(gts):
+            own = (in_box | in_center)[:, g]
+            assert (ours[0][b] == g).any() or not (own & (ours[0][b] < 0)).any()
+
+
+def test_a_gt_whose_priors_all_go_to_another(situation):
+    """open-mmlab/mmdetection#8628: two gts, each of whose ten cheapest priors are the same."""
+    case = situation(0, gts=2, size=96)
+    case["gt_boxes"][0, :] = torch.tensor([10.0, 10.0, 80.0, 80.0])
+    case["gt_labels"][0, :] = torch.tensor([3, 5])
+    case["boxes"][0, :] = torch.tensor([10.0, 10.0, 80.0, 80.0])
+    case["scores"].fill_(0.1)
+    case["scores"][0, :, 5] = 0.9
+    assert not (simota_assign(**case)[0] == 0).any()
+    gt_index, iou = simota_assign(**case, keep_every_gt=True)
+    assert (gt_index[0] == 1).sum() == 10
+    [rescued] = (gt_index[0] == 0).nonzero()[:, 0].tolist()
+    assert iou[0, rescued] == 1
+    both = torch.stack(reference._regions(case["priors"], case["gt_boxes"][0], 2.5)).all(0)[:, 0].nonzero()[:, 0]
+    assert rescued == both[10]  # the cheapest that is left, all costs in box and centre being equal
+
+
 def test_padding_is_never_read(situation):
     case = situation(2, gts=5, batch=2)
     expected = simota_assign(**case)

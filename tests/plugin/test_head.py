@@ -13,6 +13,7 @@ from mmdet.models.dense_heads.yolox_head import YOLOXHead as StockHead
 
 from yolox_plugin.assigner import SimOTAAssigner
 from yolox_plugin.head import YOLOXHead
+from yolox_plugin.targets import bucket
 
 CONFIGS = Path(mmdet.__file__).parent / ".mim/configs/yolox"
 
@@ -101,6 +102,48 @@ def test_losses_and_gradients_of_trained_like_predictions(heads, gts, use_l1):
     assert ("loss_l1" in ours) == use_l1
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(our_gradients, their_gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("use_l1", [False, True])
+@pytest.mark.parametrize("iou_loss", ["square", "log", "linear"])
+@pytest.mark.parametrize("gts", [(10, 30), (0, 25, 1), (0, 0), (200,)], ids=lambda gts: "-".join(map(str, gts)))
+def test_static_shapes_give_the_same_losses_and_gradients(heads, gts, iou_loss, use_l1):
+    """The path of accelerators, here on the CPU."""
+    _, boxes, labels = batch(3, gts, 320)
+    levels = predictions(4, boxes, labels, 320)
+    with torch.no_grad():  # where no positive is: the area of that box is infinite
+        levels[1][0][0, 2:, 0, 0] = 60.0
+    head = heads[1]
+    head.use_l1, head.loss_bbox.mode = use_l1, iou_loss
+    results = []
+    for static_shapes in (False, True):
+        for tensor in (t for level in levels for t in level):
+            tensor.grad = None
+        losses = head._batch_loss(*head._flatten(*levels), boxes, labels, static_shapes=static_shapes)
+        sum(losses.values()).backward()
+        # mmdet's IoU of no boxes is cut off from them: None stands for 0.
+        grads = [torch.zeros_like(t) if t.grad is None else t.grad for level in levels for t in level]
+        results.append((losses, grads))
+    (gathered, their_gradients), (masked, our_gradients) = results
+    assert list(masked) == list(gathered)
+    torch.testing.assert_close(masked, gathered, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(our_gradients, their_gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_losses_of_another_kind_are_asked_themselves(heads, monkeypatch):
+    _, boxes, labels = batch(3, (10, 3), 320)
+    levels = predictions(4, boxes, labels, 320)
+    head = heads[1]
+    assert head._has_standard_losses()
+    head.loss_bbox = torch.nn.L1Loss(reduction="sum")
+    assert not head._has_standard_losses()
+    masked, gathered = (head._batch_loss(*head._flatten(*levels), boxes, labels, static_shapes=s) for s in (True, False))
+    torch.testing.assert_close(masked, gathered)
+
+
+@pytest.mark.parametrize(("count", "padded"), [(0, 8), (1, 8), (8, 8), (9, 16), (30, 32), (120, 128), (129, 256)])
+def test_buckets(count, padded):
+    assert bucket(count) == padded
 
 
 def test_assign_result_has_the_fields_of_stock(situation):

@@ -8,10 +8,26 @@ import pytest
 
 PROGRAM = """
 import yolox_plugin
+from mmcv.runner import HOOKS, OPTIMIZERS, RUNNERS
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS
-from mmdet.models import HEADS
-print(*(c.__module__.split(".")[0] for c in (BBOX_ASSIGNERS.get("SimOTAAssigner"), HEADS.get("YOLOXHead"))))
+from mmdet.datasets import DATASETS, dataset_wrappers
+from mmdet.models import DETECTORS, HEADS
+parts = {
+    "assigner": [BBOX_ASSIGNERS.get("SimOTAAssigner")],
+    "head": [HEADS.get("YOLOXHead")],
+    "training": [
+        DETECTORS.get("YOLOX"), OPTIMIZERS.get("SGD"), RUNNERS.get("EpochBasedRunner"), DATASETS.get("CocoDataset"),
+        DATASETS.get("MultiImageMixDataset"), dataset_wrappers.MultiImageMixDataset,
+        *map(HOOKS.get, ("ExpMomentumEMAHook", "YOLOXModeSwitchHook", "SyncNormHook")),
+    ],
+}
+print(*(part for part, classes in parts.items() for c in classes if c.__module__.startswith("yolox_plugin")))
 """
+TRAINING = " ".join(9 * ["training"])
+TRAINING_NAMES = (
+    "YOLOX, ExpMomentumEMAHook, YOLOXModeSwitchHook, SyncNormHook, SGD, EpochBasedRunner, CocoDataset,"
+    " MultiImageMixDataset"
+)
 
 
 def run(**env):
@@ -23,10 +39,11 @@ def run(**env):
 @pytest.mark.parametrize(
     ("env", "classes", "message"),
     [
-        ({}, "yolox_plugin yolox_plugin", "replaced in MMDetection: SimOTAAssigner, YOLOXHead"),
-        ({"YOLOX_PLUGIN": "off"}, "mmdet mmdet", "replaced in MMDetection: nothing (switched off)"),
-        ({"YOLOX_PLUGIN_HEAD": "off"}, "yolox_plugin mmdet", "replaced in MMDetection: SimOTAAssigner"),
-        ({"YOLOX_PLUGIN_ASSIGNER": "off"}, "mmdet yolox_plugin", "replaced in MMDetection: YOLOXHead"),
+        ({}, f"assigner head {TRAINING}", f"SimOTAAssigner, YOLOXHead, {TRAINING_NAMES}"),
+        ({"YOLOX_PLUGIN": "off"}, "", "nothing (switched off)"),
+        ({"YOLOX_PLUGIN_HEAD": "off"}, f"assigner {TRAINING}", f"SimOTAAssigner, {TRAINING_NAMES}"),
+        ({"YOLOX_PLUGIN_ASSIGNER": "off"}, f"head {TRAINING}", f"YOLOXHead, {TRAINING_NAMES}"),
+        ({"YOLOX_PLUGIN_TRAINING": "off"}, "assigner head", "SimOTAAssigner, YOLOXHead"),
     ],
     ids=str,
 )
@@ -35,12 +52,12 @@ def test_parts(env, classes, message):
     assert result.stdout.strip() == classes, result.stderr
     lines = [line for line in result.stderr.splitlines() if "yolox_plugin" in line]
     assert len(lines) == 1
-    assert lines[0].endswith(message)
+    assert lines[0].endswith(f"replaced in MMDetection: {message}")
 
 
 def test_only_one_rank_speaks():
     result = run(RANK="3")
-    assert result.stdout.strip() == "yolox_plugin yolox_plugin"
+    assert result.stdout.strip() == f"assigner head {TRAINING}"
     assert "yolox_plugin" not in result.stderr
 
 

@@ -1,0 +1,72 @@
+"""MMDetection's hooks of the standard YOLOX config, with their faults mended."""
+
+from typing import Any
+
+import torch
+from mmcv.parallel import is_module_wrapper
+from mmcv.runner import BaseRunner
+from mmdet.core.hook import ExpMomentumEMAHook as StockEMAHook
+from mmdet.core.hook import SyncNormHook as StockSyncNormHook
+from mmdet.core.hook import YOLOXModeSwitchHook as StockModeSwitchHook
+
+from yolox_ops import ema_update_
+
+
+def is_closing(runner: BaseRunner, num_last_epochs: int) -> bool:
+    """Whether the current epoch is among the last ones. MMDetection asks for one epoch by `==`: it begins an epoch too
+    early and never after a resume (open-mmlab/mmdetection#7284, #10116)."""
+    return bool(runner.epoch >= runner.max_epochs - num_last_epochs)
+
+
+class YOLOXModeSwitchHook(StockModeSwitchHook):
+    """Turns mosaic and mixup off and L1 on for exactly the last `num_last_epochs` epochs, resumed or not.
+
+    Living workers hear of it through the data set (`yolox_plugin.dataset.MultiImageMixDataset`); none is restarted.
+    """
+
+    _closed = False
+
+    def before_train_epoch(self, runner: BaseRunner) -> None:
+        if self._closed or not is_closing(runner, self.num_last_epochs):
+            return
+        self._closed = True
+        model = runner.model.module if is_module_wrapper(runner.model) else runner.model
+        runner.data_loader.dataset.update_skip_type_keys(self.skip_type_keys)
+        model.bbox_head.use_l1 = True
+        runner.logger.info(f"last {runner.max_epochs - runner.epoch} epochs: no mosaic and mixup, L1 loss added")
+
+
+class SyncNormHook(StockSyncNormHook):
+    """Averages the norm layers' statistics over the ranks; every epoch during the last `num_last_epochs`."""
+
+    def before_train_epoch(self, runner: BaseRunner) -> None:
+        if is_closing(runner, self.num_last_epochs):
+            self.interval = 1
+
+
+class ExpMomentumEMAHook(StockEMAHook):
+    """The moving average of all weights in one operator call, and the raw weights back after a resume.
+
+    MMDetection's hook registers its buffers when the checkpoint has been loaded already, so that the raw weights in it
+    find no place and training goes on from the averages (open-mmlab/mmdetection#8654, #11202).
+    """
+
+    def before_run(self, runner: BaseRunner) -> None:
+        super().before_run(runner)
+        resumed: dict[str, Any] = getattr(runner, "resumed_state_dict", None) or {}
+        pairs = [(self.model_buffers[self.param_ema_buffer[name]], value) for name, value in self._values()]
+        for name, buffer_name in self.param_ema_buffer.items():
+            if buffer_name in resumed:
+                self.model_buffers[buffer_name].copy_(resumed[buffer_name])
+            elif resumed and name in resumed:
+                runner.logger.warning(f"the checkpoint has no {buffer_name}: the average starts from {name} itself")
+        self._averages = [average for average, _ in pairs]
+        self._weights = [weight for _, weight in pairs]
+
+    def _values(self) -> list[tuple[str, torch.Tensor]]:
+        """What is averaged: counters are not."""
+        return [(name, value) for name, value in self.model_parameters.items() if value.dtype.is_floating_point]
+
+    def after_train_iter(self, runner: BaseRunner) -> None:
+        if (runner.iter + 1) % self.interval == 0:
+            ema_update_(self._averages, self._weights, self.get_momentum(runner))
