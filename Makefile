@@ -30,7 +30,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy yolox_ops yolox_plugin
-	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/ops_bench.py
+	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/ops_bench.py benchmarks/train_bench.py
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.cpp' -o -name '*.h')
 
 aarch64: .venv/ready

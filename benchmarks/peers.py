@@ -233,7 +233,8 @@ def pad_detections(images: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor,
 @contextmanager
 def quiet() -> Iterator[None]:
     """mmcv 1.7 warns of its successor and of absent CUDA when imported: not this benchmark's news."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    for chatty in ("torch.utils.cpp_extension", "mmcv"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -10,6 +10,7 @@ import torch
 from mmdet.datasets import CocoDataset as StockCocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.datasets.dataset_wrappers import MultiImageMixDataset as StockMultiImageMixDataset
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from .seeds import seed_everything
@@ -50,6 +51,7 @@ class CocoDataset(StockCocoDataset):
     """The stock class with its annotations packed; for training, the index of pycocotools is dropped after that."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.data_infos: Sequence[dict[str, Any]]
         super().__init__(*args, **kwargs)
         if self.test_mode:
             self.data_infos = PackedList(self.data_infos)
@@ -77,13 +79,18 @@ class CocoDataset(StockCocoDataset):
         return found
 
 
+def _shared(tensor: Tensor) -> Tensor:
+    shared: Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]
+    return shared
+
+
 class MultiImageMixDataset(StockMultiImageMixDataset):
     """The stock class, whose workers hear through shared memory which epoch it is and which steps to leave out."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         skip_type_keys = kwargs.pop("skip_type_keys", None)
-        self._left_out = torch.zeros(len(kwargs["pipeline"]), dtype=torch.bool).share_memory_()
-        self._position = torch.full((3,), -1, dtype=torch.int64).share_memory_()
+        self._left_out = _shared(torch.zeros(len(kwargs["pipeline"]), dtype=torch.bool))
+        self._position = _shared(torch.full((3,), -1))
         self._seeded: list[int] = []
         super().__init__(*args, **kwargs)
         self.update_skip_type_keys(skip_type_keys or ())
@@ -109,8 +116,8 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
     def __getitem__(self, idx: int) -> Any:
         worker = get_worker_info()
         if worker is not None:  # the main process is seeded by the runner
-            position = self._position.tolist()
-            if position != self._seeded and position[0] >= 0:
+            seed, epoch, rank = position = self._position.tolist()
+            if position != self._seeded and epoch >= 0:
                 self._seeded = position
-                seed_everything(*position, worker=worker.id + 1)
+                seed_everything(seed, epoch, rank, worker=worker.id + 1)
         return super().__getitem__(idx)

@@ -6,11 +6,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from mmcv.cnn.bricks import Swish
 from mmcv.utils import IS_NPU_AVAILABLE
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
-from torch import Tensor
+from torch import Tensor, nn
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _fuse_swish(network: nn.Module) -> None:
+    """mmcv's Swish is x * sigmoid(x) in two steps that each keep a tensor for backward; torch has it as one."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is Swish:
+                setattr(module, name, nn.SiLU())
 
 
 class YOLOX(StockYOLOX):
@@ -18,7 +27,7 @@ class YOLOX(StockYOLOX):
 
     Args:
         autocast: None, "bfloat16" or "float16": the precision of the convolutions in training. Losses, assignment and
-            weights stay float32. Also turns the network to channels_last, but on an NPU. float16 needs an accelerator.
+            weights stay float32. float16 needs an accelerator.
     """
 
     def __init__(self, *args: Any, autocast: str | None = None, **kwargs: Any) -> None:
@@ -26,9 +35,12 @@ class YOLOX(StockYOLOX):
         if autocast not in (None, *DTYPES):
             raise ValueError(f"autocast must be None, {' or '.join(map(repr, DTYPES))}, got {autocast!r}")
         self.autocast = autocast
-        if autocast and not IS_NPU_AVAILABLE:
-            # The layout in which CPUs and GPUs have their fastest low-precision convolutions; an NPU has its own.
+        # The layout in which CPUs and GPUs have their fastest low-precision convolutions; an NPU has its own. Not for
+        # float32: the CPU's batch norm sums less exactly in it.
+        self._channels_last = autocast is not None and not IS_NPU_AVAILABLE
+        if self._channels_last:
             self.to(memory_format=torch.channels_last)
+        _fuse_swish(self)
         self._seed = 0
 
     def start_epoch(self, seed: int, iteration: int) -> None:
@@ -64,9 +76,10 @@ class YOLOX(StockYOLOX):
         device = img.device.type
         if self.autocast == "float16" and device == "cpu":
             raise ValueError("autocast='float16' needs an accelerator; on a CPU use autocast='bfloat16'")
-        if self.autocast and not IS_NPU_AVAILABLE:
+        if self._channels_last:
             img = img.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device, DTYPES.get(self.autocast), enabled=self.autocast is not None):
+        dtype = DTYPES[self.autocast] if self.autocast else None
+        with torch.autocast(device, dtype, enabled=dtype is not None):
             # Not the stock class's own, which draws the next size.
             losses: dict[str, Tensor] = super(StockYOLOX, self).forward_train(
                 img, img_metas, gt_bboxes, gt_labels, gt_bboxes_ignore

@@ -111,16 +111,16 @@ class YOLOXHead(StockYOLOXHead):
         """Whether the losses are of the kinds that `masked_losses` knows, with whatever weights."""
 
         def is_bce(loss: Any) -> bool:
-            return type(loss) is CrossEntropyLoss and loss.use_sigmoid and loss.class_weight is loss.ignore_index is None
+            return (
+                type(loss) is CrossEntropyLoss and loss.use_sigmoid and loss.class_weight is loss.ignore_index is None
+            )
 
         return (
             is_bce(self.loss_cls)
             and is_bce(self.loss_obj)
             and type(self.loss_bbox) is IoULoss
             and type(self.loss_l1) is L1Loss
-            and all(
-                loss.reduction == "sum" for loss in (self.loss_cls, self.loss_obj, self.loss_bbox, self.loss_l1)
-            )
+            and all(loss.reduction == "sum" for loss in (self.loss_cls, self.loss_obj, self.loss_bbox, self.loss_l1))
         )
 
     @force_fp32(apply_to=_PREDICTIONS)  # type: ignore[untyped-decorator]
@@ -163,13 +163,15 @@ class YOLOXHead(StockYOLOXHead):
         self, cls_scores: list[Tensor], bbox_preds: list[Tensor], objectnesses: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All levels side by side: class logits [B, P, C], box predictions [B, P, 4], objectness logits [B, P] and
-        priors [P, 4]."""
-        sizes = [level.shape[2:] for level in cls_scores]
-        priors = self.prior_generator.grid_priors(
-            sizes, dtype=cls_scores[0].dtype, device=cls_scores[0].device, with_stride=True
-        )
+        priors [P, 4]. In float32 at least: bfloat16 knows no pixel beyond 256."""
         cls_logits, box_preds, obj_logits = (
             torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in levels], 1)
             for levels in (cls_scores, bbox_preds, objectnesses)
+        )
+        if cls_logits.dtype in (torch.float16, torch.bfloat16):
+            cls_logits, box_preds, obj_logits = cls_logits.float(), box_preds.float(), obj_logits.float()
+        sizes = [level.shape[2:] for level in cls_scores]
+        priors = self.prior_generator.grid_priors(
+            sizes, dtype=cls_logits.dtype, device=cls_logits.device, with_stride=True
         )
         return cls_logits, box_preds, obj_logits.squeeze(2), torch.cat(priors)

@@ -49,7 +49,7 @@ class EpochBasedRunner(StockRunner):
 
     def _agree_on_seed(self) -> None:
         """Rank 0's seed for all: the checkpoint's, the command line's, or a new one."""
-        self.meta = {} if self.meta is None else self.meta
+        self.meta: dict[str, Any] = self.meta or {}
         seed = [self.meta.get("seed")]
         if seed[0] is None:
             seed[0] = torch.initial_seed() % 2**32
@@ -57,7 +57,7 @@ class EpochBasedRunner(StockRunner):
             dist.broadcast_object_list(seed, src=0)
         self.meta["seed"] = seed[0]
 
-    def train(self, data_loader: DataLoader, **kwargs: Any) -> None:
+    def train(self, data_loader: DataLoader[Any], **kwargs: Any) -> None:
         """An epoch, as in the stock class but for its two seconds of sleep."""
         self.resumed_state_dict = None  # every hook has had what it wanted of it
         self.model.train()
@@ -129,7 +129,7 @@ class EpochBasedRunner(StockRunner):
         resume_optimizer: bool = True,
         map_location: str | Callable[..., Any] = "default",
     ) -> None:
-        """As the stock class; a checkpoint that cannot be read is reported, and the one before it in its folder used."""
+        """As the stock class; a checkpoint that cannot be read is reported, and the one before it used."""
         readable, state_dict = self._newest_readable(Path(checkpoint))
         super().resume(str(readable), resume_optimizer, map_location)
         # For ExpMomentumEMAHook, whose buffers the model does not have yet.
@@ -139,14 +139,15 @@ class EpochBasedRunner(StockRunner):
         problems = []
         for path in (checkpoint, *_earlier(checkpoint)):
             try:
-                content = torch.load(path, map_location="cpu", weights_only=False)
+                content = torch.load(path, map_location="cpu")
                 return path, content["state_dict"]
             # What torch.load says of files that are cut short, empty, garbage, or of something else.
             except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
                 problems.append(f"{path} is no readable checkpoint ({type(error).__name__}: {error})".splitlines()[0])
                 self.logger.error(problems[-1])
         raise ValueError(
-            "; ".join(problems) + ". No other checkpoint is in that folder: remove it or name another with --resume-from"
+            "; ".join(problems)
+            + ". No other checkpoint is in that folder: remove it or name another with --resume-from"
         )
 
 

@@ -92,7 +92,7 @@ def gather_targets(assignment: Assignment, num_classes: int) -> Targets:
     gt_index = assignment.gt_index.flatten()
     is_positive = gt_index >= 0
     positives = is_positive.nonzero()[:, 0]
-    iou = assignment.iou.flatten()[positives]
+    iou = assignment.iou.flatten()[positives].to(assignment.gt_boxes.dtype)
     image, gt = positives // assignment.gt_index.shape[1], gt_index[positives]
     classes = iou.new_zeros(len(positives), num_classes)
     classes.scatter_(1, assignment.gt_labels[image, gt][:, None], iou[:, None])

@@ -1,10 +1,8 @@
 """The plugin's assigner and head beside MMDetection's own, on the same weights and batches."""
 
-from pathlib import Path
-
-import mmdet
 import pytest
 import torch
+from batches import CONFIGS, batch
 from mmcv import Config, ConfigDict
 from mmdet.core.bbox.assigners.sim_ota_assigner import SimOTAAssigner as StockAssigner
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS
@@ -14,8 +12,6 @@ from mmdet.models.dense_heads.yolox_head import YOLOXHead as StockHead
 from yolox_plugin.assigner import SimOTAAssigner
 from yolox_plugin.head import YOLOXHead
 from yolox_plugin.targets import bucket
-
-CONFIGS = Path(mmdet.__file__).parent / ".mim/configs/yolox"
 
 
 def detector(name, monkeypatch, *, stock):
@@ -29,22 +25,6 @@ def detector(name, monkeypatch, *, stock):
     assert type(model.bbox_head) is (StockHead if stock else YOLOXHead)
     assert type(model.bbox_head.assigner) is (StockAssigner if stock else SimOTAAssigner)
     return model.train()
-
-
-def batch(seed, gts, size):
-    """An image batch with as many gts as `gts` says for each image.
-
-    None is so thin that it runs out of priors in box and centre: beyond those, costs carry +1e5, many are equal in
-    float32, and which of them torch.topk takes is open. The operator tests cover that.
-    """
-    g = torch.Generator().manual_seed(seed)
-    boxes, labels = [], []
-    for count in gts:
-        center = torch.rand(count, 2, generator=g) * size
-        extent = torch.rand(count, 2, generator=g) ** 2 * size / 2 + 28
-        boxes.append(torch.cat([center - extent / 2, center + extent / 2], 1))
-        labels.append(torch.randint(80, (count,), generator=g))
-    return torch.rand(len(gts), 3, size, size, generator=g) * 255, boxes, labels
 
 
 def predictions(seed, boxes, labels, size, noise=0.1):
@@ -137,7 +117,9 @@ def test_losses_of_another_kind_are_asked_themselves(heads, monkeypatch):
     assert head._has_standard_losses()
     head.loss_bbox = torch.nn.L1Loss(reduction="sum")
     assert not head._has_standard_losses()
-    masked, gathered = (head._batch_loss(*head._flatten(*levels), boxes, labels, static_shapes=s) for s in (True, False))
+    masked, gathered = (
+        head._batch_loss(*head._flatten(*levels), boxes, labels, static_shapes=s) for s in (True, False)
+    )
     torch.testing.assert_close(masked, gathered)
 
 

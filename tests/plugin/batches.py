@@ -1,0 +1,24 @@
+"""Batches as MMDetection's pipeline would give them, for the tests of head and detector."""
+
+from pathlib import Path
+
+import mmdet
+import torch
+
+CONFIGS = Path(mmdet.__file__).parent / ".mim/configs/yolox"
+
+
+def batch(seed, gts, size):
+    """An image batch with as many gts as `gts` says for each image.
+
+    None is so thin that it runs out of priors in box and centre: beyond those, costs carry +1e5, many are equal in
+    float32, and which of them torch.topk takes is open. The operator tests cover that.
+    """
+    g = torch.Generator().manual_seed(seed)
+    boxes, labels = [], []
+    for count in gts:
+        center = torch.rand(count, 2, generator=g) * size
+        extent = torch.rand(count, 2, generator=g) ** 2 * size / 2 + 28
+        boxes.append(torch.cat([center - extent / 2, center + extent / 2], 1))
+        labels.append(torch.randint(80, (count,), generator=g))
+    return torch.rand(len(gts), 3, size, size, generator=g) * 255, boxes, labels

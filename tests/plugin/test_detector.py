@@ -1,0 +1,177 @@
+"""The plugin's detector beside MMDetection's: image sizes, logged values, precision."""
+
+import logging
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from batches import CONFIGS, batch
+from mmcv import Config
+from mmcv.runner import LogBuffer, build_runner
+from mmdet.models import build_detector
+from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from yolox_plugin.detector import YOLOX
+from yolox_plugin.runner import DeferredLogBuffer
+
+
+def nano(**changes):
+    cfg = Config.fromfile(str(CONFIGS / "yolox_nano_8x8_300e_coco.py")).model
+    torch.manual_seed(0)
+    model = build_detector({**cfg, "input_size": (128, 128), "random_size_range": (3, 6), **changes})
+    model.init_weights()
+    return model.train()
+
+
+def train_data(step, gts=(3, 8), size=128):
+    image, boxes, labels = batch(step, gts, size)
+    metas = [{"img_shape": (size, size, 3)}] * len(gts)
+    return {"img": image, "img_metas": metas, "gt_bboxes": boxes, "gt_labels": labels}
+
+
+def test_the_registered_detector_is_ours():
+    assert type(nano()) is YOLOX
+
+
+def test_sizes_keep_the_rhythm_and_the_distribution_of_stock():
+    model = nano(random_size_interval=5)
+    model.start_epoch(seed=3, iteration=0)
+    sizes = [model.input_size_at(i) for i in range(5000)]
+    assert sizes[:5] == [(128, 128)] * 5
+    blocks = [sizes[i : i + 5] for i in range(0, 5000, 5)]
+    assert all(len(set(block)) == 1 for block in blocks)
+    counts = Counter(block[0] for block in blocks[1:])
+    assert set(counts) == {(32 * n, 32 * n) for n in range(3, 7)}
+    assert all(abs(count - 999 / 4) < 5 * (999 * 0.25 * 0.75) ** 0.5 for count in counts.values())
+    other = nano(random_size_interval=5)
+    other.start_epoch(seed=3, iteration=2000)  # a resumed run
+    assert [other.input_size_at(i) for i in range(2000, 2500)] == sizes[2000:2500]
+    other.start_epoch(seed=4, iteration=0)
+    assert [other.input_size_at(i) for i in range(5000)] != sizes
+
+
+def test_an_oblong_image_keeps_its_shape_as_in_stock():
+    model = nano(input_size=(128, 256))
+    sizes = {model.input_size_at(10 * i) for i in range(1, 100)}
+    assert sizes == {(32 * n, 64 * n) for n in range(3, 7)}
+
+
+def test_a_scaled_image_gives_the_losses_of_stock():
+    ours, stock = nano(), StockYOLOX.__new__(StockYOLOX)
+    stock.__dict__.update(ours.__dict__)
+    ours.start_epoch(seed=0, iteration=10)
+    stock._input_size = ours.input_size_at(10)
+    assert stock._input_size != (128, 128)
+    losses, theirs = ours.forward_train(**train_data(0)), stock.forward_train(**train_data(0))
+    torch.testing.assert_close(losses, theirs)
+
+
+class Reads(TorchDispatchMode):
+    """Counts reads of single values from the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_logged_values_are_those_of_stock_and_are_not_read():
+    model = nano()
+    losses = {
+        "loss_a": torch.tensor(2.0, requires_grad=True),
+        "loss_b": [torch.ones(2), torch.zeros(2)],
+        "acc": torch.ones(3),
+    }
+    with Reads() as reads:
+        loss, logged = model._parse_losses(losses)
+    assert reads.count == 0
+    their_loss, theirs = StockYOLOX._parse_losses(model, losses)
+    assert {name: float(value) for name, value in logged.items()} == dict(theirs)
+    assert list(logged) == list(theirs)
+    assert loss == their_loss == 3
+    loss.backward()
+    assert losses["loss_a"].grad == 1
+
+
+def test_the_log_buffer_averages_as_mmcv_and_reads_once():
+    ours, theirs = DeferredLogBuffer(), LogBuffer()
+    for i in range(7):
+        values = torch.tensor([0.5 * i, 1.0 / (i + 1)])
+        ours.update({"loss": values[0], "time": 0.25 * i, "loss_l1": values[1]}, count=i + 1)
+        theirs.update({"loss": float(values[0]), "time": 0.25 * i, "loss_l1": float(values[1])}, count=i + 1)
+        if i in (3, 6):
+            ours.average(3), theirs.average(3)
+            assert ours.output == theirs.output
+            assert all(isinstance(value, (float, np.floating)) for value in ours.output.values())
+    ours.average(), theirs.average()
+    assert ours.output == theirs.output
+
+
+def reduce_on_a_rank(rank, store, seed, results):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model = nano()
+    model.start_epoch(seed=3, iteration=100)
+    losses = {"loss_a": torch.tensor(1.0 + rank), "loss_b": torch.tensor(10.0 * rank)}
+    _, logged = model._parse_losses(losses)
+    _, theirs = StockYOLOX._parse_losses(model, losses)
+    runner = build_runner(
+        {"type": "EpochBasedRunner", "max_epochs": 1},
+        {"model": model, "logger": logging.getLogger("test"), "meta": {"seed": seed + rank}},
+    )
+    runner._agree_on_seed()
+    results[rank] = ({k: float(v) for k, v in logged.items()}, dict(theirs), runner.meta["seed"])
+    dist.destroy_process_group()
+
+
+def test_two_ranks_log_their_mean_and_agree_on_the_seed(tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(reduce_on_a_rank, (str(tmp_path / "store"), 7, results), nprocs=2)
+        (logged, theirs, seed), (logged1, _, seed1) = results[0], results[1]
+    assert logged == logged1 == theirs == {"loss_a": 1.5, "loss_b": 5.0, "loss": 6.5}
+    assert seed == seed1 == 7
+
+
+def test_bfloat16_keeps_losses_and_weights_in_float32():
+    exact, quick = nano(), nano(autocast="bfloat16")
+    quick.load_state_dict(exact.state_dict())
+    seen = {}
+    quick.backbone.stem.conv.conv.register_forward_hook(lambda module, inputs, output: seen.update(conv=output))
+    data = train_data(1)
+    theirs = exact.forward_train(**train_data(1))
+    ours = quick.forward_train(**data)
+    assert seen["conv"].dtype == torch.bfloat16
+    assert seen["conv"].is_contiguous(memory_format=torch.channels_last)
+    for name, loss in ours.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, theirs[name], rtol=0.03, atol=0.0)
+    sum(ours.values()).backward()
+    for name, parameter in quick.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("autocast", ["float8", torch.bfloat16])
+def test_a_precision_that_is_none(autocast):
+    with pytest.raises(ValueError, match=r"autocast must be None, 'bfloat16' or 'float16', got"):
+        nano(autocast=autocast)
+
+
+def test_float16_wants_an_accelerator():
+    with pytest.raises(ValueError, match=r"needs an accelerator; on a CPU use autocast='bfloat16'"):
+        nano(autocast="float16").forward_train(**train_data(0))
+
+
+def test_float16_brings_a_loss_scaler():
+    runner = build_runner(
+        {"type": "EpochBasedRunner", "max_epochs": 1},
+        {"model": nano(autocast="float16"), "logger": logging.getLogger("test"), "meta": {}},
+    )
+    runner.register_optimizer_hook({"grad_clip": None})
+    assert type(runner.hooks[0]).__name__ == "Fp16OptimizerHook"
