@@ -19,9 +19,10 @@ PIPELINE = [
     {"type": "Mosaic", "img_scale": (SIZE, SIZE), "pad_val": 114.0},
     {"type": "RandomAffine", "scaling_ratio_range": (0.5, 1.5), "border": (-SIZE // 2, -SIZE // 2)},
     {"type": "MixUp", "img_scale": (SIZE, SIZE), "ratio_range": (0.8, 1.6), "pad_val": 114.0},
-    {"type": "Blank"},
     {"type": "YOLOXHSVRandomAug"},
+    {"type": "RandomFlip", "flip_ratio": 0.5},
     {"type": "Resize", "img_scale": (SIZE, SIZE), "keep_ratio": False},
+    {"type": "Blank"},
     {"type": "DefaultFormatBundle"},
     {"type": "Collect", "keys": ["img", "gt_bboxes", "gt_labels"]},
 ]

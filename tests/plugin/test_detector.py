@@ -149,7 +149,7 @@ def test_bfloat16_keeps_losses_and_weights_in_float32():
     assert seen["conv"].is_contiguous(memory_format=torch.channels_last)
     for name, loss in ours.items():
         assert loss.dtype == torch.float32
-        torch.testing.assert_close(loss, theirs[name], rtol=0.03, atol=0.0)
+        torch.testing.assert_close(loss, theirs[name], rtol=0.05, atol=0.0)
     sum(ours.values()).backward()
     for name, parameter in quick.named_parameters():
         assert parameter.dtype == torch.float32
