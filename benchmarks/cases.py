@@ -52,8 +52,12 @@ def yolox_m_shapes() -> list[tuple[int, ...]]:
 
 
 def make_gts(count: int, rng: torch.Generator, size: int = 640) -> tuple[Tensor, Tensor]:
-    """Boxes [G, 4] and labels [G] as COCO gives after mosaic: mostly small objects, a third of them of one class."""
-    side = (torch.randn(count, generator=rng) * 0.9 + 3.7).exp().clamp(6, size * 0.9)
+    """Boxes [G, 4] and labels [G] as COCO gives after mosaic: a third of them of one class, and of COCO's sizes.
+
+    COCO says that 41% of its objects cover less than 32^2 pixels and 24% more than 96^2; a log-normal through these two
+    points has a mean of 3.73 and a deviation of 1.18. A box is about 1.2 times as wide as that of its mask's area.
+    """
+    side = (torch.randn(count, generator=rng) * 1.18 + 3.73 + 0.2).exp().clamp(6, size * 0.9)
     aspect = (torch.randn(count, generator=rng) * 0.4).exp().sqrt()
     half = torch.stack([side * aspect, side / aspect], -1).clamp(max=size) / 2
     centre = half + torch.rand(count, 2, generator=rng) * (size - 2 * half)

@@ -40,6 +40,98 @@ inline void check_labels(const int64_t* labels, int64_t count, int64_t classes, 
   }
 }
 
+inline void check_box_iou(const at::Tensor& boxes1, const at::Tensor& boxes2, c10::string_view mode,
+                          bool aligned, double eps) {
+  TORCH_CHECK_VALUE(mode == "iou" || mode == "iof" || mode == "giou", "mode must be iou, iof or giou, got ",
+                    mode);
+  check_boxes(boxes1, "boxes1", "M");
+  check_boxes(boxes2, "boxes2", aligned ? "M" : "N");
+  check_floating(boxes1, "boxes1");
+  TORCH_CHECK_TYPE(boxes1.scalar_type() == boxes2.scalar_type(), "boxes2 must have the dtype of boxes1, got ",
+                   boxes2.dtype().name(), " and ", boxes1.dtype().name());
+  TORCH_CHECK_VALUE(!aligned || boxes1.size(0) == boxes2.size(0), "boxes2 must be ", boxes1.sizes(),
+                    " when aligned, got ", boxes2.sizes());
+  check_not_negative(eps, "eps");
+}
+
+inline void check_box_iou_grad(const at::Tensor& grad, const at::Tensor& boxes1, const at::Tensor& boxes2,
+                               bool aligned) {
+  if (aligned) {
+    check_shape(grad, "grad", {boxes1.size(0)});
+  } else {
+    check_shape(grad, "grad", {boxes1.size(0), boxes2.size(0)});
+  }
+}
+
+inline void check_simota_cost(const at::Tensor& scores, const at::Tensor& priors, const at::Tensor& boxes,
+                              const at::Tensor& gt_boxes, const at::Tensor& gt_labels, double cls_weight,
+                              double iou_weight) {
+  TORCH_CHECK_VALUE(scores.dim() == 2, "scores must be [P, C], got ", scores.sizes());
+  check_shape(priors, "priors", {scores.size(0), 4});
+  check_shape(boxes, "boxes", {scores.size(0), 4});
+  check_boxes(gt_boxes, "gt_boxes", "G");
+  check_shape(gt_labels, "gt_labels", {gt_boxes.size(0)});
+  check_int64(gt_labels, "gt_labels");
+  check_floating(scores, "scores");
+  check_floating(priors, "priors");
+  check_floating(boxes, "boxes");
+  check_floating(gt_boxes, "gt_boxes");
+  check_not_negative(cls_weight, "cls_weight");
+  check_not_negative(iou_weight, "iou_weight");
+}
+
+inline void check_simota_assign(const at::Tensor& scores, const at::Tensor& priors, const at::Tensor& boxes,
+                                const at::Tensor& gt_boxes, const at::Tensor& gt_labels,
+                                const at::Tensor& num_gts, int64_t candidate_topk, double cls_weight,
+                                double iou_weight) {
+  TORCH_CHECK_VALUE(scores.dim() == 3, "scores must be [B, P, C], got ", scores.sizes());
+  TORCH_CHECK_VALUE(gt_boxes.dim() == 3 && gt_boxes.size(0) == scores.size(0) && gt_boxes.size(2) == 4,
+                    "gt_boxes must be [", scores.size(0), ", G, 4], got ", gt_boxes.sizes());
+  const int64_t batch = scores.size(0), num_priors = scores.size(1);
+  check_shape(priors, "priors", {num_priors, 4});
+  check_shape(boxes, "boxes", {batch, num_priors, 4});
+  check_shape(gt_labels, "gt_labels", {batch, gt_boxes.size(1)});
+  check_shape(num_gts, "num_gts", {batch});
+  check_floating(scores, "scores");
+  check_floating(priors, "priors");
+  check_floating(boxes, "boxes");
+  check_floating(gt_boxes, "gt_boxes");
+  check_int64(gt_labels, "gt_labels");
+  check_int64(num_gts, "num_gts");
+  check_not_negative(cls_weight, "cls_weight");
+  check_not_negative(iou_weight, "iou_weight");
+  TORCH_CHECK_VALUE(candidate_topk >= 1, "candidate_topk must be at least 1, got ", candidate_topk);
+  TORCH_CHECK_VALUE(num_priors < (int64_t(1) << 31), "priors must be fewer than 2^31, got ", num_priors);
+}
+
+inline void check_yolox_detect(const at::Tensor& cls_logits, const at::Tensor& obj_logits,
+                               const at::Tensor& boxes, double iou_threshold, int64_t max_detections) {
+  TORCH_CHECK_VALUE(cls_logits.dim() == 3 && cls_logits.size(2) > 0,
+                    "cls_logits must be [B, P, C] with C > 0, got ", cls_logits.sizes());
+  const int64_t batch = cls_logits.size(0), priors = cls_logits.size(1);
+  check_shape(obj_logits, "obj_logits", {batch, priors});
+  check_shape(boxes, "boxes", {batch, priors, 4});
+  check_floating(cls_logits, "cls_logits");
+  check_floating(obj_logits, "obj_logits");
+  check_floating(boxes, "boxes");
+  check_fraction(iou_threshold, "iou_threshold");
+  TORCH_CHECK_VALUE(max_detections >= 0, "max_detections must be at least 0, got ", max_detections);
+}
+
+inline void check_ema_update(at::TensorList average, at::TensorList value, double momentum) {
+  TORCH_CHECK_VALUE(average.size() == value.size(), "value must be a list of ", average.size(),
+                    " tensors, got ", value.size());
+  check_fraction(momentum, "momentum");
+  for (size_t i = 0; i < average.size(); ++i) {
+    const at::Tensor &a = average[i], &v = value[i];
+    TORCH_CHECK_TYPE(at::isFloatingType(a.scalar_type()), "average[", i, "] must be floating point, got ",
+                     a.dtype().name());
+    TORCH_CHECK_TYPE(a.scalar_type() == v.scalar_type(), "value[", i, "] must be ", a.dtype().name(),
+                     ", got ", v.dtype().name());
+    TORCH_CHECK_VALUE(a.sizes() == v.sizes(), "value[", i, "] must be ", a.sizes(), ", got ", v.sizes());
+  }
+}
+
 // The kernels read float32 or float64, packed; half types are computed in float32.
 inline at::Tensor as_float(const at::Tensor& tensor) { return tensor.to(at::kFloat).contiguous(); }
 

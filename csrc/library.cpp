@@ -70,6 +70,11 @@ TORCH_LIBRARY(yolox_ops, m) {
       "yolox_detect(Tensor cls_logits, Tensor obj_logits, Tensor boxes, float score_threshold, float "
       "iou_threshold, int "
       "max_detections) -> (Tensor, Tensor, Tensor)");
+  // The part of yolox_detect that accelerators leave to the host. It has no Python function.
+  m.def(
+      "yolox_select(Tensor scores, Tensor labels, Tensor boxes, float score_threshold, float iou_threshold, "
+      "int "
+      "max_detections) -> (Tensor, Tensor, Tensor)");
   m.def("ema_update_(Tensor(a!)[] average, Tensor[] value, float momentum) -> ()");
 }
 

@@ -1,5 +1,6 @@
 """`python -m yolox_ops`: what was built, and every operator against its specification on every device of this build."""
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -67,12 +68,25 @@ def results(ops: Any, device: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "ema_update_", on_cpu(ema)
 
 
+def devices() -> list[str]:
+    """The CPU, and each accelerator with a backend in this build that is here."""
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found.append("cuda")
+    if importlib.util.find_spec("torch_npu"):
+        import torch_npu
+
+        if torch_npu.npu.is_available():
+            found.append("npu")
+    return found
+
+
 def main() -> int:
     print(f"built for torch {_C.torch_version} with {_C.compiler}, running under torch {torch.__version__}")
     print(f"CPU kernels: {', '.join(_C.cpu_capabilities)}; in use: {yolox_ops.cpu_capability()}")
     print(f"backends: {', '.join(_C.backends)}" + (f"; sanitizers: {_C.sanitizers}" if _C.sanitizers else ""))
     failures = 0
-    for device in _C.backends:
+    for device in devices():
         for (name, run), (_, specification) in zip(results(yolox_ops, device), results(reference, "cpu"), strict=True):
             try:
                 torch.testing.assert_close(run(), specification(), rtol=1e-5, atol=2e-4)

@@ -22,6 +22,8 @@ def ema_update_(average: Sequence[Tensor], value: Sequence[Tensor], momentum: fl
     if len({tensor.device for tensor in (*average, *value)}) > 1:  # hundreds of tensors: named only when needed
         lists = (("average", average), ("value", value))
         check_devices(**{f"{name}[{i}]": tensor for name, tensors in lists for i, tensor in enumerate(tensors)})
+    if not average and not value:  # without a tensor there is no device to dispatch to
+        return
     with torch.no_grad():
         torch.ops.yolox_ops.ema_update_(average, value, momentum)
 

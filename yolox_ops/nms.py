@@ -46,7 +46,8 @@ def yolox_detect(
 
     Returns:
         detections `[B, D, 5]` (x1, y1, x2, y2, score; float32, or float64 for such boxes) padded with 0,
-        labels `[B, D]` int64 padded with -1, and counts `[B]` int64.
+        labels `[B, D]` int64 padded with -1, and counts `[B]` int64, on the CPU whatever the device, where they are
+        needed to cut the others.
 
     Raises:
         ValueError: for a wrong shape, device, threshold or max_detections. TypeError: for a wrong dtype.
@@ -77,5 +78,5 @@ def _(
     return (
         boxes.new_empty((batch, max_detections, 5), dtype=dtype),
         boxes.new_empty((batch, max_detections), dtype=torch.int64),
-        boxes.new_empty((batch,), dtype=torch.int64),
+        boxes.new_empty((batch,), dtype=torch.int64, device="cpu"),
     )

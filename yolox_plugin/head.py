@@ -15,13 +15,19 @@ from yolox_ops import yolox_detect
 
 from .assigner import SimOTAAssigner
 from .losses import masked_losses
-from .targets import assign, gather_targets
+from .targets import assign, constant, decode, gather_targets
 
 _PREDICTIONS = ("cls_scores", "bbox_preds", "objectnesses")
 
 
 class YOLOXHead(StockYOLOXHead):
     """Layers, weights, losses and results of the stock class. See there for the arguments of each method."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._priors: dict[
+            Any, tuple[Tensor, Tensor]
+        ] = {}  # by sizes of the levels, dtype and device; they change with image sizes
 
     @force_fp32(apply_to=_PREDICTIONS)  # type: ignore[untyped-decorator]
     def loss(
@@ -54,19 +60,20 @@ class YOLOXHead(StockYOLOXHead):
         box_preds: Tensor,
         obj_logits: Tensor,
         priors: Tensor,
+        middles: Tensor,
         gt_bboxes: list[Tensor],
         gt_labels: list[Tensor],
         static_shapes: bool,
     ) -> dict[str, Tensor]:
         """The losses from flattened predictions; by masks if `static_shapes`, else at the positives alone."""
-        boxes = self._bbox_decode(priors, box_preds)
+        boxes = decode(box_preds, priors)
         # An accelerator waits for nothing if shapes are static; losses of a config's own choice are asked as they are.
         static_shapes = static_shapes and self._has_standard_losses()
         assignment = assign(
             cls_logits.detach(),
             obj_logits.detach(),
             boxes.detach(),
-            priors,
+            middles,
             gt_bboxes,
             gt_labels,
             self.assigner.center_radius,
@@ -88,8 +95,11 @@ class YOLOXHead(StockYOLOXHead):
                 self.loss_bbox.eps,
                 self.use_l1,
             )
-            for name, loss in losses.items():
-                losses[name] = loss * getattr(self, name).loss_weight
+            weights = constant(
+                tuple(float(getattr(self, name).loss_weight) for name in losses), count.dtype, count.device
+            )
+            scaled = torch.stack(list(losses.values())) * (weights / reduce_mean(count).clamp(min=1.0))
+            losses = dict(zip(losses, scaled.unbind(), strict=True))
         else:
             targets = gather_targets(assignment, self.num_classes)
             positives = targets.positives
@@ -104,8 +114,9 @@ class YOLOXHead(StockYOLOXHead):
                     torch.empty_like(targets.boxes), targets.boxes, priors[positives % len(priors)]
                 )
                 losses["loss_l1"] = self.loss_l1(box_preds.flatten(0, 1)[positives], l1_targets)
-        num_total_samples = reduce_mean(count).clamp(min=1.0)
-        return {name: loss / num_total_samples for name, loss in losses.items()}
+            num_total_samples = reduce_mean(count).clamp(min=1.0)
+            losses = {name: loss / num_total_samples for name, loss in losses.items()}
+        return losses
 
     def _has_standard_losses(self) -> bool:
         """Whether the losses are of the kinds that `masked_losses` knows, with whatever weights."""
@@ -142,8 +153,8 @@ class YOLOXHead(StockYOLOXHead):
                 cls_scores, bbox_preds, objectnesses, img_metas, cfg, rescale, with_nms
             )
             return stock
-        cls_logits, box_preds, obj_logits, priors = self._flatten(cls_scores, bbox_preds, objectnesses)
-        boxes = self._bbox_decode(priors, box_preds)
+        cls_logits, box_preds, obj_logits, priors, _ = self._flatten(cls_scores, bbox_preds, objectnesses)
+        boxes = decode(box_preds, priors)
         if rescale:
             assert img_metas is not None
             factors = np.array([meta["scale_factor"] for meta in img_metas])
@@ -161,17 +172,20 @@ class YOLOXHead(StockYOLOXHead):
 
     def _flatten(
         self, cls_scores: list[Tensor], bbox_preds: list[Tensor], objectnesses: list[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All levels side by side: class logits [B, P, C], box predictions [B, P, 4], objectness logits [B, P] and
-        priors [P, 4]. In float32 at least: bfloat16 knows no pixel beyond 256."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """All levels side by side: class logits [B, P, C], box predictions [B, P, 4], objectness logits [B, P], priors
+        and their cells' middles [P, 4]. In float32 at least: bfloat16 knows no pixel beyond 256."""
         cls_logits, box_preds, obj_logits = (
             torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in levels], 1)
             for levels in (cls_scores, bbox_preds, objectnesses)
         )
         if cls_logits.dtype in (torch.float16, torch.bfloat16):
             cls_logits, box_preds, obj_logits = cls_logits.float(), box_preds.float(), obj_logits.float()
-        sizes = [level.shape[2:] for level in cls_scores]
-        priors = self.prior_generator.grid_priors(
-            sizes, dtype=cls_logits.dtype, device=cls_logits.device, with_stride=True
-        )
-        return cls_logits, box_preds, obj_logits.squeeze(2), torch.cat(priors)
+        sizes = tuple(tuple(level.shape[2:]) for level in cls_scores)
+        key = (sizes, cls_logits.dtype, cls_logits.device)
+        if key not in self._priors:
+            priors = torch.cat(self.prior_generator.grid_priors(sizes, *key[1:], with_stride=True))
+            # Assignment looks at the middle of a cell, decoding starts from its corner.
+            middles = torch.cat([priors[:, :2] + priors[:, 2:] * 0.5, priors[:, 2:]], 1)
+            self._priors[key] = priors, middles
+        return cls_logits, box_preds, obj_logits.squeeze(2), *self._priors[key]

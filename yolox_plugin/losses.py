@@ -6,7 +6,7 @@ from torch import Tensor
 
 from yolox_ops import box_iou
 
-from .targets import Assignment
+from .targets import Assignment, constant
 
 
 def masked_losses(
@@ -41,22 +41,23 @@ def masked_losses(
     row = gt_index.clamp(min=0)
     labels = gt_labels.gather(1, row)
     wanted = gt_boxes.gather(1, row[..., None].expand(-1, -1, 4))
-    classes = torch.arange(cls_logits.shape[2], device=labels.device)
+    classes = constant(tuple(range(cls_logits.shape[2])), labels.dtype, labels.device)
     target = (classes == labels[..., None]) * iou[..., None].to(mask.dtype)
     # What does not count is replaced before the loss, not multiplied by 0 after it: 0 * inf is NaN.
     inside = positive[..., None]
-    cls_loss = F.binary_cross_entropy_with_logits(cls_logits, target, reduction="none").sum(-1)
-    overlap = box_iou(
-        torch.where(inside, boxes, 0.0).flatten(0, 1), torch.where(inside, wanted, 0.0).flatten(0, 1), aligned=True
-    ).clamp(min=iou_eps)
-    box_loss = {"linear": lambda: 1 - overlap, "square": lambda: 1 - overlap**2, "log": lambda: -overlap.log()}
+    overlap = box_iou(torch.where(inside, boxes, wanted).flatten(0, 1), wanted.flatten(0, 1), aligned=True)
+    if iou_mode == "square":  # (1 - IoU^2), where clamping at mmdet's eps makes no difference
+        box_loss = torch.addcmul(constant((1,), overlap.dtype, overlap.device), overlap, overlap, value=-1)
+    else:
+        overlap = overlap.clamp(min=iou_eps)
+        box_loss = 1 - overlap if iou_mode == "linear" else -overlap.log()
     losses = {
-        "loss_cls": torch.where(positive, cls_loss, 0.0).sum(),
-        "loss_bbox": (box_loss[iou_mode]() * mask.flatten()).sum(),
+        "loss_cls": F.binary_cross_entropy_with_logits(cls_logits, target, weight=mask[..., None], reduction="sum"),
+        "loss_bbox": torch.dot(box_loss, mask.flatten()),
         "loss_obj": F.binary_cross_entropy_with_logits(obj_logits, mask, reduction="sum"),
     }
     if use_l1:
         center, size = (wanted[..., :2] + wanted[..., 2:]) / 2, wanted[..., 2:] - wanted[..., :2]
         offsets = torch.cat([(center - priors[:, :2]) / priors[:, 2:], torch.log(size / priors[:, 2:] + 1e-8)], -1)
-        losses["loss_l1"] = torch.where(inside, (box_preds - offsets).abs(), 0.0).sum()
+        losses["loss_l1"] = (box_preds - offsets).masked_fill(~inside, 0).abs().sum()
     return losses, mask.sum()

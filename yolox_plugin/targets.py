@@ -1,5 +1,6 @@
 """YOLOX's training targets for a whole batch. Needs torch and yolox_ops only."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,9 +29,47 @@ class Targets(NamedTuple):
     boxes: Tensor  # [N, 4] (x1, y1, x2, y2), pixels
 
 
+def decode(box_preds: Tensor, priors: Tensor) -> Tensor:
+    """Boxes `[B, P, 4]` (x1, y1, x2, y2) of predictions `[B, P, 4]` for priors `[P, 4]` (x, y, stride_w, stride_h), to
+    the bit as mmdet's `YOLOXHead._bbox_decode`, in fewer steps."""
+    corner, stride = priors[:, :2], priors[:, 2:]
+    center = box_preds[..., :2] * stride + corner
+    size = box_preds[..., 2:].exp() * stride
+    return torch.cat([center.sub(size, alpha=0.5), center.add(size, alpha=0.5)], -1)  # a half is exact
+
+
+def carry(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device, without waiting for either: only pinned memory is copied behind the host's back."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+@functools.cache
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of these values, carried to the device once."""
+    return carry(torch.tensor(values, dtype=dtype), device)
+
+
 def bucket(count: int) -> int:
     """The least power of two, from 8 on, that holds `count` gts: accelerators compile for each shape they see."""
     return max(8, 1 << (count - 1).bit_length())
+
+
+def pad_to_bucket(gt_boxes: Sequence[Tensor], gt_labels: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes `[B, G, 4]`, labels `[B, G]` and numbers `[B]` of gts, G being the `bucket` of the most that an image has.
+
+    A handful of launches whatever the batch: the host knows where each row comes from, and its list of that travels
+    without being waited for.
+    """
+    device, lengths = gt_labels[0].device, [len(labels) for labels in gt_labels]
+    size, last, rows = bucket(max(lengths)), sum(lengths), []
+    for i, length in enumerate(lengths):
+        begin = sum(lengths[:i])
+        rows += [*range(begin, begin + length), *[last] * (size - length)]  # padding: the row behind all gts
+    plan = carry(torch.tensor([*rows, *lengths]), device)
+    order, counts = plan[: len(rows)], plan[len(rows) :]
+    boxes = torch.cat([*gt_boxes, constant((0, 0, 0, 0), gt_boxes[0].dtype, device)[None]]).index_select(0, order)
+    labels = torch.cat([*gt_labels, constant((0,), gt_labels[0].dtype, device)]).index_select(0, order)
+    return boxes.view(len(lengths), size, 4), labels.view(len(lengths), size), counts
 
 
 @torch.no_grad()
@@ -38,7 +77,7 @@ def assign(
     cls_logits: Tensor,
     obj_logits: Tensor,
     boxes: Tensor,
-    priors: Tensor,
+    middles: Tensor,
     gt_boxes: Sequence[Tensor],
     gt_labels: Sequence[Tensor],
     center_radius: float = 2.5,
@@ -52,31 +91,29 @@ def assign(
 
     Args:
         cls_logits: `[B, P, C]`. obj_logits: `[B, P]`. boxes: `[B, P, 4]` decoded (x1, y1, x2, y2), pixels.
-        priors: `[P, 4]` (x, y, stride_w, stride_h) without offset, as they are for decoding; assignment looks at the
-            middle of the cell.
+        middles: `[P, 4]` (x, y, stride_w, stride_h): the middles of the cells, where decoding has the corners.
         gt_boxes: for each image `[G, 4]` (x1, y1, x2, y2), pixels; G may differ and be 0.
         gt_labels: for each image `[G]` int64 in [0, C).
         center_radius, candidate_topk, cls_weight, iou_weight, keep_every_gt: see `yolox_ops.simota_assign`.
-        bucketed: pad to `bucket` many gts, not to the most that an image has.
+        bucketed: pad by `pad_to_bucket`, as accelerators want it.
 
     Raises:
         ValueError: for a wrong shape, device or label. TypeError: for a wrong dtype.
     """
-    lengths = [len(labels) for labels in gt_labels]
-    padded_boxes = pad_sequence([gt.to(boxes.dtype) for gt in gt_boxes], batch_first=True)
-    padded_labels = pad_sequence(list(gt_labels), batch_first=True)
+    gt_boxes = [gt.to(boxes.dtype) for gt in gt_boxes]
     if bucketed:
-        missing = bucket(max(lengths)) - max(lengths)
-        padded_boxes = torch.nn.functional.pad(padded_boxes, (0, 0, 0, missing))
-        padded_labels = torch.nn.functional.pad(padded_labels, (0, missing))
-    centers = torch.cat([priors[:, :2] + priors[:, 2:] * 0.5, priors[:, 2:]], 1)
+        padded_boxes, padded_labels, num_gts = pad_to_bucket(gt_boxes, gt_labels)
+    else:
+        padded_boxes = pad_sequence(gt_boxes, batch_first=True)
+        padded_labels = pad_sequence(list(gt_labels), batch_first=True)
+        num_gts = torch.tensor([len(labels) for labels in gt_labels], device=boxes.device)
     gt_index, iou = simota_assign(
         cls_logits.sigmoid().mul_(obj_logits.sigmoid()[..., None]),
-        centers,
+        middles,
         boxes,
         padded_boxes,
         padded_labels,
-        torch.tensor(lengths, device=boxes.device),
+        num_gts,
         center_radius,
         candidate_topk,
         cls_weight,

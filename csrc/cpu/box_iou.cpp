@@ -13,20 +13,7 @@ enum class Mode { kIou, kIof, kGiou };
 
 Mode parse(c10::string_view mode) {
   if (mode == "iou") return Mode::kIou;
-  if (mode == "iof") return Mode::kIof;
-  TORCH_CHECK_VALUE(mode == "giou", "mode must be iou, iof or giou, got ", mode);
-  return Mode::kGiou;
-}
-
-void check(const at::Tensor& boxes1, const at::Tensor& boxes2, bool aligned, double eps) {
-  check_boxes(boxes1, "boxes1", "M");
-  check_boxes(boxes2, "boxes2", aligned ? "M" : "N");
-  check_floating(boxes1, "boxes1");
-  TORCH_CHECK_TYPE(boxes1.scalar_type() == boxes2.scalar_type(), "boxes2 must have the dtype of boxes1, got ",
-                   boxes2.dtype().name(), " and ", boxes1.dtype().name());
-  TORCH_CHECK_VALUE(!aligned || boxes1.size(0) == boxes2.size(0), "boxes2 must be ", boxes1.sizes(),
-                    " when aligned, got ", boxes2.sizes());
-  check_not_negative(eps, "eps");
+  return mode == "iof" ? Mode::kIof : Mode::kGiou;
 }
 
 // Unlike std::min and std::max, a NaN on either side wins, as in torch.
@@ -212,8 +199,8 @@ void with_type_and_mode(at::ScalarType type, Mode mode, F&& run) {
 
 at::Tensor box_iou(const at::Tensor& boxes1, const at::Tensor& boxes2, c10::string_view mode, bool aligned,
                    double eps) {
+  check_box_iou(boxes1, boxes2, mode, aligned, eps);
   const Mode parsed = parse(mode);
-  check(boxes1, boxes2, aligned, eps);
   const auto type = compute_type(boxes1.scalar_type());
   const at::Tensor first = boxes1.to(type).contiguous(), second = boxes2.to(type).contiguous();
   const int64_t m = first.size(0), n = second.size(0);
@@ -227,13 +214,9 @@ at::Tensor box_iou(const at::Tensor& boxes1, const at::Tensor& boxes2, c10::stri
 std::tuple<at::Tensor, at::Tensor> box_iou_backward(const at::Tensor& grad, const at::Tensor& boxes1,
                                                     const at::Tensor& boxes2, c10::string_view mode,
                                                     bool aligned, double eps) {
+  check_box_iou(boxes1, boxes2, mode, aligned, eps);
+  check_box_iou_grad(grad, boxes1, boxes2, aligned);
   const Mode parsed = parse(mode);
-  check(boxes1, boxes2, aligned, eps);
-  if (aligned) {
-    check_shape(grad, "grad", {boxes1.size(0)});
-  } else {
-    check_shape(grad, "grad", {boxes1.size(0), boxes2.size(0)});
-  }
   const auto type = compute_type(boxes1.scalar_type());
   const at::Tensor first = boxes1.to(type).contiguous(), second = boxes2.to(type).contiguous();
   const at::Tensor upstream = grad.to(type).contiguous();

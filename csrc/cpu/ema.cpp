@@ -45,17 +45,7 @@ void update(const Tensors<T>& tensors, double momentum) {
 }  // namespace
 
 void ema_update_(at::TensorList average, at::TensorList value, double momentum) {
-  TORCH_CHECK_VALUE(average.size() == value.size(), "value must be a list of ", average.size(),
-                    " tensors, got ", value.size());
-  check_fraction(momentum, "momentum");
-  for (size_t i = 0; i < average.size(); ++i) {
-    const at::Tensor &a = average[i], &v = value[i];
-    TORCH_CHECK_TYPE(at::isFloatingType(a.scalar_type()), "average[", i, "] must be floating point, got ",
-                     a.dtype().name());
-    TORCH_CHECK_TYPE(a.scalar_type() == v.scalar_type(), "value[", i, "] must be ", a.dtype().name(),
-                     ", got ", v.dtype().name());
-    TORCH_CHECK_VALUE(a.sizes() == v.sizes(), "value[", i, "] must be ", a.sizes(), ", got ", v.sizes());
-  }
+  check_ema_update(average, value, momentum);
   Tensors<float> floats;
   Tensors<double> doubles;
   for (size_t i = 0; i < average.size(); ++i) {

@@ -348,25 +348,10 @@ std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const
                                                  const at::Tensor& gt_labels, const at::Tensor& num_gts,
                                                  double center_radius, int64_t candidate_topk,
                                                  double cls_weight, double iou_weight, bool keep_every_gt) {
-  TORCH_CHECK_VALUE(scores.dim() == 3, "scores must be [B, P, C], got ", scores.sizes());
-  TORCH_CHECK_VALUE(gt_boxes.dim() == 3 && gt_boxes.size(0) == scores.size(0) && gt_boxes.size(2) == 4,
-                    "gt_boxes must be [", scores.size(0), ", G, 4], got ", gt_boxes.sizes());
+  check_simota_assign(scores, priors, boxes, gt_boxes, gt_labels, num_gts, candidate_topk, cls_weight,
+                      iou_weight);
   const int64_t batch = scores.size(0), num_priors = scores.size(1), classes = scores.size(2);
   const int64_t padded = gt_boxes.size(1);
-  check_shape(priors, "priors", {num_priors, 4});
-  check_shape(boxes, "boxes", {batch, num_priors, 4});
-  check_shape(gt_labels, "gt_labels", {batch, padded});
-  check_shape(num_gts, "num_gts", {batch});
-  check_floating(scores, "scores");
-  check_floating(priors, "priors");
-  check_floating(boxes, "boxes");
-  check_floating(gt_boxes, "gt_boxes");
-  check_int64(gt_labels, "gt_labels");
-  check_int64(num_gts, "num_gts");
-  check_not_negative(cls_weight, "cls_weight");
-  check_not_negative(iou_weight, "iou_weight");
-  TORCH_CHECK_VALUE(candidate_topk >= 1, "candidate_topk must be at least 1, got ", candidate_topk);
-  TORCH_CHECK_VALUE(num_priors < (int64_t(1) << 31), "priors must be fewer than 2^31, got ", num_priors);
   const at::Tensor s = as_float(scores), p = as_float(priors), d = as_float(boxes), g = as_float(gt_boxes);
   const at::Tensor labels = gt_labels.contiguous(), counts = num_gts.contiguous();
   const int64_t *label = labels.const_data_ptr<int64_t>(), *count = counts.const_data_ptr<int64_t>();

@@ -13,20 +13,8 @@ std::tuple<at::Tensor, at::Tensor> simota_cost(const at::Tensor& scores, const a
                                                const at::Tensor& boxes, const at::Tensor& gt_boxes,
                                                const at::Tensor& gt_labels, double center_radius,
                                                double cls_weight, double iou_weight) {
-  TORCH_CHECK_VALUE(scores.dim() == 2, "scores must be [P, C], got ", scores.sizes());
-  const int64_t num_priors = scores.size(0), classes = scores.size(1);
-  check_shape(priors, "priors", {num_priors, 4});
-  check_shape(boxes, "boxes", {num_priors, 4});
-  check_boxes(gt_boxes, "gt_boxes", "G");
-  const int64_t num_gts = gt_boxes.size(0);
-  check_shape(gt_labels, "gt_labels", {num_gts});
-  check_int64(gt_labels, "gt_labels");
-  check_floating(scores, "scores");
-  check_floating(priors, "priors");
-  check_floating(boxes, "boxes");
-  check_floating(gt_boxes, "gt_boxes");
-  check_not_negative(cls_weight, "cls_weight");
-  check_not_negative(iou_weight, "iou_weight");
+  check_simota_cost(scores, priors, boxes, gt_boxes, gt_labels, cls_weight, iou_weight);
+  const int64_t num_priors = scores.size(0), classes = scores.size(1), num_gts = gt_boxes.size(0);
   const at::Tensor s = as_float(scores), p = as_float(priors), b = as_float(boxes), g = as_float(gt_boxes);
   const at::Tensor labels = gt_labels.contiguous();
   const int64_t* label = labels.const_data_ptr<int64_t>();

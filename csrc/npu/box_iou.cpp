@@ -1,0 +1,116 @@
+// Box overlaps: mmdet's bbox_overlaps, and its gradient with torch's conventions at ties.
+#include <tuple>
+#include <vector>
+
+#include "checks.h"
+#include "device.h"
+
+namespace yolox_ops::device {
+namespace {
+
+// Boxes as corners [..., 2], broadcast against each other.
+struct Pair {
+  at::Tensor a1, a2, b1, b2;
+  Pair(const at::Tensor& boxes1, const at::Tensor& boxes2, bool aligned) {
+    const auto type = compute_type(boxes1.scalar_type());
+    const at::Tensor a = aligned ? boxes1.to(type) : boxes1.to(type).unsqueeze(1);
+    const at::Tensor b = aligned ? boxes2.to(type) : boxes2.to(type).unsqueeze(0);
+    a1 = a.narrow(-1, 0, 2), a2 = a.narrow(-1, 2, 2);
+    b1 = b.narrow(-1, 0, 2), b2 = b.narrow(-1, 2, 2);
+  }
+};
+
+at::Tensor product(const at::Tensor& sides) { return sides.select(-1, 0) * sides.select(-1, 1); }
+at::Tensor swapped(const at::Tensor& sides) { return sides.flip(-1); }
+
+// How much of the gradient of max(a, b) is a's: half where they are equal, as torch.maximum has it. `b` is a
+// tensor or a number.
+template <typename T>
+at::Tensor share_of_larger(const at::Tensor& a, const T& b) {
+  return at::add((a > b).to(a.scalar_type()), (a == b).to(a.scalar_type()), 0.5);
+}
+
+// clamp(min=0) lets the gradient through at 0.
+at::Tensor through_clamp(const at::Tensor& grad, const at::Tensor& value) {
+  return grad.masked_fill((value >= 0).logical_not(), 0);
+}
+
+}  // namespace
+
+at::Tensor box_iou(const at::Tensor& boxes1, const at::Tensor& boxes2, c10::string_view mode, bool aligned,
+                   double eps) {
+  check_box_iou(boxes1, boxes2, mode, aligned, eps);
+  const Pair p(boxes1, boxes2, aligned);
+  const at::Tensor inter = product((at::minimum(p.a2, p.b2) - at::maximum(p.a1, p.b1)).clamp_min_(0));
+  at::Tensor divisor;
+  if (mode == "iof") {
+    divisor = product(p.a2 - p.a1).expand_as(inter).clamp_min(eps);
+  } else {
+    const std::vector<at::Tensor> extents = at::_foreach_sub({p.a2, p.b2}, {p.a1, p.b1});
+    const std::vector<at::Tensor> areas =
+        at::_foreach_mul({extents[0].select(-1, 0), extents[1].select(-1, 0)},
+                         {extents[0].select(-1, 1), extents[1].select(-1, 1)});
+    divisor = (areas[0] + areas[1]).sub_(inter).clamp_min_(eps);
+  }
+  at::Tensor iou = inter / divisor;
+  if (mode == "giou") {
+    const at::Tensor enclosing =
+        product((at::maximum(p.a2, p.b2) - at::minimum(p.a1, p.b1)).clamp_min(0)).clamp_min(eps);
+    iou = iou - (enclosing - divisor) / enclosing;
+  }
+  return iou.to(boxes1.scalar_type());
+}
+
+std::tuple<at::Tensor, at::Tensor> box_iou_backward(const at::Tensor& grad, const at::Tensor& boxes1,
+                                                    const at::Tensor& boxes2, c10::string_view mode,
+                                                    bool aligned, double eps) {
+  check_box_iou(boxes1, boxes2, mode, aligned, eps);
+  check_box_iou_grad(grad, boxes1, boxes2, aligned);
+  const Pair p(boxes1, boxes2, aligned);
+  const at::Tensor upstream = grad.to(p.a1.scalar_type());
+  const at::Tensor gap = at::minimum(p.a2, p.b2) - at::maximum(p.a1, p.b1), sides = gap.clamp_min(0);
+  const at::Tensor size1 = p.a2 - p.a1, size2 = p.b2 - p.b1, inter = product(sides);
+  at::Tensor divisor = product(size1);
+  divisor = mode == "iof" ? divisor.expand_as(inter) : divisor + product(size2) - inter;
+  const at::Tensor clamped = divisor.clamp_min(eps);
+  at::Tensor grad_inter = upstream / clamped;
+  at::Tensor grad_divisor = -(grad_inter * (inter / clamped));
+  at::Tensor grad_a1, grad_a2, grad_b1, grad_b2;
+  const auto shared = [](const at::Tensor& grad, const at::Tensor& share, at::Tensor& first,
+                         at::Tensor& second) {
+    const at::Tensor one = grad * share, other = grad - one;
+    first = first.defined() ? first + one : one;
+    second = second.defined() ? second + other : other;
+  };
+  if (mode == "giou") {
+    const at::Tensor hull = at::maximum(p.a2, p.b2) - at::minimum(p.a1, p.b1), hull_sides = hull.clamp_min(0);
+    const at::Tensor hull_area = product(hull_sides), enclosing = hull_area.clamp_min(eps);
+    grad_divisor = grad_divisor + upstream / enclosing;
+    const at::Tensor grad_enclosing =
+        -(upstream / enclosing * (clamped / enclosing)) * share_of_larger(hull_area, eps);
+    const at::Tensor grad_hull = through_clamp(grad_enclosing.unsqueeze(-1) * swapped(hull_sides), hull);
+    shared(grad_hull, share_of_larger(p.a2, p.b2), grad_a2, grad_b2);
+    shared(-grad_hull, share_of_larger(p.b1, p.a1), grad_a1, grad_b1);
+  }
+  grad_divisor = grad_divisor * share_of_larger(divisor, eps);
+  if (mode != "iof") grad_inter = grad_inter - grad_divisor;
+  const at::Tensor grad_gap = through_clamp(grad_inter.unsqueeze(-1) * swapped(sides), gap);
+  shared(grad_gap, share_of_larger(p.b2, p.a2), grad_a2, grad_b2);
+  shared(-grad_gap, share_of_larger(p.a1, p.b1), grad_a1, grad_b1);
+  const at::Tensor of_area1 = grad_divisor.unsqueeze(-1) * swapped(size1);
+  grad_a1 = grad_a1 - of_area1, grad_a2 = grad_a2 + of_area1;
+  if (mode != "iof") {
+    const at::Tensor of_area2 = grad_divisor.unsqueeze(-1) * swapped(size2);
+    grad_b1 = grad_b1 - of_area2, grad_b2 = grad_b2 + of_area2;
+  }
+  at::Tensor grad1 = at::cat({grad_a1, grad_a2}, -1), grad2 = at::cat({grad_b1, grad_b2}, -1);
+  if (!aligned) grad1 = grad1.sum(1), grad2 = grad2.sum(0);
+  return {grad1.to(boxes1.scalar_type()), grad2.to(boxes2.scalar_type())};
+}
+
+}  // namespace yolox_ops::device
+
+namespace yolox_ops {
+YOLOX_OPS_REGISTER_DEVICE(box_iou)
+YOLOX_OPS_REGISTER_DEVICE(box_iou_backward)
+}  // namespace yolox_ops

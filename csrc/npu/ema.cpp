@@ -1,0 +1,20 @@
+// mmdet's ExpMomentumEMAHook update over lists of tensors.
+#include <vector>
+
+#include "checks.h"
+#include "device.h"
+
+namespace yolox_ops::device {
+
+void ema_update_(at::TensorList average, at::TensorList value, double momentum) {
+  check_ema_update(average, value, momentum);
+  if (average.empty()) return;
+  at::_foreach_mul_(average, 1 - momentum);
+  at::_foreach_add_(average, value, momentum);
+}
+
+}  // namespace yolox_ops::device
+
+namespace yolox_ops {
+YOLOX_OPS_REGISTER_DEVICE(ema_update_)
+}  // namespace yolox_ops

@@ -1,0 +1,237 @@
+"""Runs every ATen kernel of the simulated NPU on the CPU, over the same memory, and records each call.
+
+Needs the fake runtime of `fake_cann.py` on the library path. What it proves: dispatch, logic, and the numbers of
+launches and waits. What it does not: numerics and speed of a real device.
+"""
+
+import contextlib
+import ctypes
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch_npu  # noqa: F401  brings the device
+
+ROOT = Path(__file__).resolve().parents[2]
+OWN_NAME = "tests/npu_sim/device.py"
+# The host has to wait for the result: a value, or a shape that depends on values.
+READS = {"_local_scalar_dense", "is_nonzero", "equal"}
+DYNAMIC = {"nonzero", "masked_select", "_unique2", "unique_consecutive", "unique_dim", "bincount", "repeat_interleave"}
+# Known to run on the AI CPU of Ascend, slowly: these always, the others for 64-bit numbers.
+AICPU = {"nonzero", "masked_select", "_unique2", "unique_consecutive", "unique_dim", "index_put", "index_put_",
+         "_index_put_impl_", "scatter", "scatter_", "scatter_add", "scatter_add_", "repeat_interleave"}  # fmt: skip
+AICPU_64 = {"topk", "sort", "argsort", "cumsum"}
+# Served by torch_npu itself, without a kernel: they handle memory and shapes.
+METADATA = {
+    "empty.memory_format", "empty_strided", "as_strided", "view", "_reshape_alias", "set_.source_Storage",
+    "set_.source_Storage_storage_offset", "set_.source_Tensor", "set_", "resize_", "record_stream", "is_pinned",
+    "_pin_memory", "unfold", "_to_copy",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Call:
+    """A kernel, and the line of this project that asked for it (a C++ operator by its name)."""
+
+    name: str
+    place: str
+    waits: bool
+    dynamic: bool
+    aicpu: bool
+    copy: str  # "", "to host" or "to device"
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.place}"
+
+
+@dataclass
+class Record:
+    """The calls made while it was open."""
+
+    calls: list[Call] = field(default_factory=list)
+
+    def launches(self) -> list[Call]:
+        return [call for call in self.calls if not call.copy]
+
+    def waits(self) -> list[Call]:
+        return [call for call in self.calls if call.waits]
+
+    def dynamic(self) -> list[Call]:
+        return [call for call in self.calls if call.dynamic]
+
+    def aicpu(self) -> list[Call]:
+        return [call for call in self.calls if call.aicpu]
+
+    def copies(self) -> list[Call]:
+        return [call for call in self.calls if call.copy]
+
+    def counts(self) -> dict[str, int]:
+        """The numbers of the benchmark's table."""
+        kinds = (self.launches, self.waits, self.dynamic, self.aicpu, self.copies)
+        return dict(
+            zip(
+                ("launches", "host syncs", "dynamic shapes", "AICPU risk", "copies"),
+                map(len, (k() for k in kinds)),
+                strict=True,
+            )
+        )
+
+    def summary(self, most: int = 12) -> str:
+        """Launches by place."""
+        places = Counter(str(call) for call in self.calls)
+        return "\n".join(f"{count:5} {place}" for place, count in places.most_common(most))
+
+
+_open: list[Record] = []
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[Record]:
+    """Records the calls of a block."""
+    record = Record()
+    _open.append(record)
+    try:
+        yield record
+    finally:
+        _open.remove(record)
+
+
+def _place() -> str:
+    """Where in this project (or in mmdet, which is compared) the call comes from."""
+    frame: Any = sys._getframe(1)
+    operator = ""
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.endswith("torch/_ops.py") and "yolox_ops" in str(
+            getattr(frame.f_locals.get("self"), "_qualified_op_name", "")
+        ):
+            operator = f" in {frame.f_locals['self']._qualified_op_name}"
+        name = path.split("site-packages/")[-1].removeprefix(f"{ROOT}/")
+        if name.startswith(("yolox_ops/", "yolox_plugin/", "mmdet/", "tests/", "benchmarks/")) and name != OWN_NAME:
+            return f"{name}:{frame.f_lineno}{operator}"
+        frame = frame.f_back
+    return "autograd"
+
+
+def _alias(tensor: torch.Tensor) -> torch.Tensor:
+    """A CPU tensor over the fake device memory of `tensor`."""
+    storage = tensor.untyped_storage()
+    if storage.nbytes() == 0:
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+    memory = (ctypes.c_uint8 * storage.nbytes()).from_address(storage.data_ptr())
+    flat = torch.from_numpy(np.ctypeslib.as_array(memory))
+    whole = torch.empty(0, dtype=tensor.dtype)
+    return whole.set_(flat.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _describe(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    """What the call would mean on a device; None for a copy of nothing."""
+    base = name.split(".")[0]
+    tensors = list(_tensors([*args, *kwargs.values()]))
+    mask = base in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
+        t.dtype == torch.bool for t in _tensors(args[1])
+    )
+    copy, asynchronous = "", False
+    if base in ("copy_", "_copy_from", "_copy_from_and_resize"):
+        target, source = (args[0], args[1]) if base == "copy_" else (args[1], args[0])
+        if not source.numel():
+            return None
+        if target.device != source.device:
+            copy = "to host" if target.device.type == "cpu" else "to device"
+        asynchronous = bool(kwargs.get("non_blocking", args[2] if len(args) > 2 else False))
+    wide = any(t.dtype in (torch.int64, torch.float64) for t in tensors[:1])
+    return Call(
+        name + (" [bool mask]" if mask else "") + (f" [{copy}]" if copy else ""),
+        _place(),
+        waits=base in READS or base in DYNAMIC or mask or bool(copy and not asynchronous),
+        dynamic=base in DYNAMIC or (mask and base == "index"),
+        aicpu=base in AICPU or (base in AICPU_64 and wide) or any(t.dtype == torch.float64 for t in tensors),
+        copy=copy,
+    )
+
+
+def _bce_with_logits_backward(
+    grad: torch.Tensor, logits: torch.Tensor, target: torch.Tensor, weight: Any, pos_weight: Any, reduction: int
+) -> torch.Tensor:
+    """torch_npu's own operator, in the place of the formula that other devices derive."""
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        loss = torch.ops.aten.binary_cross_entropy_with_logits(leaf, target, weight, pos_weight, reduction)
+        return torch.autograd.grad(loss, leaf, grad)[0]
+
+
+def _on_cpu(op: Any, name: str) -> Callable[..., Any]:
+    returns = op._schema.returns if hasattr(op, "_schema") else ()
+    is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        call = None if is_view else _describe(name, args, kwargs)
+        if call is not None:
+            for record in _open:
+                record.calls.append(call)
+        seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+        def down(value: Any) -> Any:
+            if isinstance(value, torch.Tensor) and value.device.type == "npu":
+                cpu = _alias(value)
+                seen[id(cpu)] = (cpu, value)
+                return cpu
+            if isinstance(value, torch.device):
+                return torch.device("cpu")
+            return type(value)(map(down, value)) if isinstance(value, (list, tuple)) else value
+
+        def up(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                if id(value) in seen:
+                    return seen[id(value)][1]
+                for cpu, device in seen.values():
+                    if value.numel() and value.untyped_storage().data_ptr() == cpu.untyped_storage().data_ptr():
+                        return device.as_strided(value.shape, value.stride(), value.storage_offset())
+                out = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="npu")
+                if value.numel():
+                    _alias(out).copy_(value)
+                return out
+            return type(value)(map(up, value)) if isinstance(value, (list, tuple)) else value
+
+        result = op(*down(args), **{key: down(value) for key, value in kwargs.items()})
+        return up(result)
+
+    return kernel
+
+
+def install() -> int:
+    """Puts CPU kernels in the place of torch_npu's; returns how many. Those without one are refused by the runtime."""
+    library, own, count = torch.library.Library("aten", "IMPL"), torch.library.Library("npu", "IMPL"), 0
+    install.libraries = library, own  # type: ignore[attr-defined]  # the overrides go when they go
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        name = "npu_binary_cross_entropy_with_logits_backward"
+        own.impl(name, _on_cpu(_bce_with_logits_backward, name), "PrivateUse1", allow_override=True)
+        for full in torch._C._dispatch_get_all_op_names():
+            name = full.removeprefix("aten::")
+            if name == full or name in METADATA or not has(full, "PrivateUse1"):
+                continue
+            if not (has(full, "CPU") or has(full, "CompositeExplicitAutograd")):
+                continue
+            base, _, overload = name.partition(".")
+            packet = getattr(torch.ops.aten, base, None)
+            if packet is not None and hasattr(packet, overload or "default"):
+                op = getattr(packet, overload or "default")
+                library.impl(name, _on_cpu(op, name), "PrivateUse1", allow_override=True)
+                count += 1
+    return count
