@@ -2,7 +2,7 @@
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 BIN := .venv/bin
 
-.PHONY: demo test test-npu test-sanitize lint bench aarch64 clean
+.PHONY: demo test test-npu test-sanitize lint bench bench-npu aarch64 clean
 
 .venv/ready: $(SOURCES) scripts/setup_env.sh
 	@bash scripts/setup_env.sh
@@ -35,11 +35,14 @@ test-sanitize: .venv/ready
 bench: .venv/ready
 	$(BIN)/python benchmarks/ops_bench.py
 
+bench-npu: .venv-npu/ready
+	$(SIMULATED) .venv-npu/bin/python -P benchmarks/npu_launch_bench.py
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy yolox_ops yolox_plugin
-	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/ops_bench.py benchmarks/train_bench.py
+	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/ops_bench.py benchmarks/train_bench.py benchmarks/npu_launch_bench.py
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.cpp' -o -name '*.h')
 
 aarch64: .venv/ready

@@ -81,6 +81,24 @@ def devices() -> list[str]:
     return found
 
 
+def waiting_operator(device: str) -> str | None:
+    """The training operators under the device's own watch: the message of the first that makes the host wait."""
+    module = getattr(torch, device)
+    case = {name: value.to(device) for name, value in situation().items()}
+    boxes = case["boxes"][0]
+    module.synchronize()
+    module.set_sync_debug_mode("error")
+    try:
+        yolox_ops.simota_assign(*case.values())
+        yolox_ops.box_iou(boxes, boxes, aligned=True)
+        yolox_ops.ema_update_([boxes], [boxes + 1], 0.5)
+    except RuntimeError as error:  # what this mode raises
+        return str(error).splitlines()[0]
+    finally:
+        module.set_sync_debug_mode("default")
+    return None
+
+
 def main() -> int:
     print(f"built for torch {_C.torch_version} with {_C.compiler}, running under torch {torch.__version__}")
     print(f"CPU kernels: {', '.join(_C.cpu_capabilities)}; in use: {yolox_ops.cpu_capability()}")
@@ -95,6 +113,10 @@ def main() -> int:
                 print(f"{device}: {name} FAILED: {' '.join(str(error).split())}")
             else:
                 print(f"{device}: {name} agrees with its reference")
+        if device != "cpu":
+            found = waiting_operator(device)
+            failures += found is not None
+            print(f"{device}: training operators {f'FAILED, they wait: {found}' if found else 'wait for nothing'}")
     print(f"self-check: {f'{failures} FAILED' if failures else 'passed'}")
     return int(failures > 0)
 

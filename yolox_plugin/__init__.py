@@ -11,7 +11,7 @@ they are. `YOLOX_PLUGIN=off` leaves MMDetection untouched. One part is left out 
 import os
 
 from mmcv.runner import HOOKS, OPTIMIZERS, RUNNERS
-from mmcv.utils import Registry, get_logger
+from mmcv.utils import IS_NPU_AVAILABLE, Registry, get_logger
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS
 from mmdet.datasets import DATASETS, dataset_wrappers
 from mmdet.models.builder import DETECTORS, HEADS
@@ -61,4 +61,13 @@ def _replace_parts() -> None:
         get_logger("yolox_plugin").info(f"replaced in MMDetection: {names or 'nothing (switched off)'}")
 
 
+def _prepare_npu() -> None:
+    """Ready-made kernels instead of compiling for every new shape, of which multi-scale training has many."""
+    if IS_NPU_AVAILABLE and _is_on("YOLOX_PLUGIN"):
+        import torch_npu
+
+        torch_npu.npu.set_compile_mode(jit_compile=False)
+
+
 _replace_parts()
+_prepare_npu()

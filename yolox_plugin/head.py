@@ -15,7 +15,7 @@ from yolox_ops import yolox_detect
 
 from .assigner import SimOTAAssigner
 from .losses import masked_losses
-from .targets import assign, constant, decode, gather_targets
+from .targets import assign, carry, constant, decode, gather_targets
 
 _PREDICTIONS = ("cls_scores", "bbox_preds", "objectnesses")
 
@@ -157,8 +157,8 @@ class YOLOXHead(StockYOLOXHead):
         boxes = decode(box_preds, priors)
         if rescale:
             assert img_metas is not None
-            factors = np.array([meta["scale_factor"] for meta in img_metas])
-            boxes = boxes / boxes.new_tensor(factors)[:, None]
+            factors = torch.tensor(np.array([meta["scale_factor"] for meta in img_metas]), dtype=boxes.dtype)
+            boxes = boxes / carry(factors, boxes.device)[:, None]
         max_num = cfg.nms.get("max_num", -1)
         detections, labels, counts = yolox_detect(
             cls_logits,

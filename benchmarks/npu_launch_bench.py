@@ -1,0 +1,155 @@
+"""Counts what YOLOX's head asks of an NPU, MMDetection's and the plugin's: make bench-npu
+
+Runs on a simulated device (tests/npu_sim): the counts are those of a real one, times say nothing and are not shown.
+Exit status: 0 both agree in their results, 1 they do not, 2 wrong environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+COLUMNS = ("launches", "host syncs", "dynamic shapes", "AICPU risk", "copies")
+# (gts an image, at most so many launches, at most so many syncs) of the plugin's head.loss
+TARGETS = [(30, 120, 0), (120, 120, 0)]
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--gts", type=int, nargs="+", default=[10, 30, 60, 120], help="gts in each image")
+    parser.add_argument("--images", type=int, default=8, help="images in a batch (default 8)")
+    parser.add_argument("--size", type=int, default=640, help="side of the images, pixels (default 640)")
+    parser.add_argument("--where", action="store_true", help="also list the calls that wait, with their places")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    options = parser.parse_args(argv)
+    if importlib.util.find_spec("torch_npu") is None:
+        parser.error("torch_npu is not installed in this environment; `make bench-npu` sets one up")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse(argv)
+    sys.path[:0] = [str(ROOT / "tests/npu_sim"), str(ROOT / "benchmarks")]
+    import conftest  # noqa: F401  stands in for mmcv's compiled part
+    import device
+    import torch
+    from cases import make_gts, trained
+    from mmcv import ConfigDict
+    from mmdet.core.bbox.assigners.sim_ota_assigner import SimOTAAssigner as StockAssigner
+    from mmdet.models.dense_heads import yolox_head as stock_module
+    from mmdet.models.dense_heads.yolox_head import YOLOXHead as StockHead
+
+    import yolox_ops
+    import yolox_plugin  # noqa: F401
+    from yolox_ops.reference import grid_priors
+    from yolox_plugin.head import YOLOXHead
+
+    device.install()
+    logging.disable(logging.INFO)
+
+    def nms(boxes: Any, scores: Any, labels: Any, cfg: Any) -> Any:
+        """In the place of mmcv's, which a plain mmcv-full has not for this device: one launch, whatever is inside."""
+        with device.unrecorded("mmcv nms"):
+            keep = yolox_ops.batched_nms(boxes, scores, labels, cfg.iou_threshold)
+            return torch.cat([boxes[keep], scores[keep, None]], 1), keep
+
+    stock_module.batched_nms = nms
+
+    def head(kind: type) -> Any:
+        made = kind(
+            num_classes=80, in_channels=8, feat_channels=8,
+            train_cfg=ConfigDict(assigner={"type": "SimOTAAssigner", "center_radius": 2.5}),
+            test_cfg=ConfigDict(score_thr=0.01, nms={"type": "nms", "iou_threshold": 0.65}),
+        )  # fmt: skip
+        return made.to("npu")
+
+    def batch(gts: int) -> tuple[list[list[Any]], list[Any], list[Any]]:
+        """Predictions of a trained net for random gts, in the levels of the head's outputs, on the device."""
+        rng = torch.Generator().manual_seed(gts)
+        priors = grid_priors(options.size)
+        images, boxes, labels = [], [], []
+        for _ in range(options.images):
+            gt, label = make_gts(gts, rng, options.size)
+            cls, obj, box = trained(priors, gt, label, rng)
+            corner, stride = priors[:, :2] - priors[:, 2:] / 2, priors[:, 2:]
+            delta = torch.cat(
+                [
+                    ((box[:, :2] + box[:, 2:]) / 2 - corner) / stride,
+                    ((box[:, 2:] - box[:, :2]).clamp(min=0.5) / stride).log(),
+                ],
+                1,
+            )
+            images.append((cls, delta, obj[:, None]))
+            boxes.append(gt.to("npu"))
+            labels.append(label.to("npu"))
+        kinds: list[list[Any]] = []
+        for parts in zip(*images, strict=True):
+            levels, begin, stacked = [], 0, torch.stack(parts)
+            for stride in (8, 16, 32):
+                side = options.size // stride
+                level = stacked[:, begin : begin + side * side]
+                levels.append(level.transpose(1, 2).reshape(len(parts), -1, side, side).contiguous().to("npu"))
+                begin += side * side
+            kinds.append(levels)
+        return kinds, boxes, labels
+
+    heads = {"mmdet": head(StockHead), "plugin": head(YOLOXHead)}
+    heads["mmdet"].assigner = StockAssigner(center_radius=2.5)
+    print("simulated NPU (fake CANN runtime, real torch_npu): counts, not speed")
+    print(f"{options.images} images of {options.size} x {options.size}, 80 classes\n")
+    print(f"{'':28}{'':8}" + "".join(f"{name:>16}" for name in COLUMNS))
+    rows, problems = [], 0
+
+    def measure(what: str, name: str, run: Any) -> Any:
+        run()  # what is made once (priors, constants) is made
+        with device.recorded() as record:
+            result = run()
+        counts = record.counts()
+        rows.append({"what": what, "who": name, **counts})
+        print(f"{what:28}{name:8}" + "".join(f"{counts[column]:16}" for column in COLUMNS), flush=True)
+        if options.where:
+            print(device.by_place(record.waits()))
+        return result
+
+    metas = [{"scale_factor": [1.0] * 4}] * options.images
+    for gts in options.gts:
+        outputs, boxes, labels = batch(gts)
+        found = [
+            measure(f"head.loss, {gts} gts", name, partial(h.loss, *outputs, boxes, labels, metas))
+            for name, h in heads.items()
+        ]
+        for key, theirs in found[0].items():
+            if not torch.allclose(found[1][key].cpu(), theirs.cpu(), rtol=1e-2):
+                problems += 1
+                print(f"MISMATCH {key}: {found[1][key].item():.6g}, MMDetection's {theirs.item():.6g}")
+    detections = [
+        measure("get_bboxes", name, partial(h.get_bboxes, *outputs, img_metas=metas, rescale=True))
+        for name, h in heads.items()
+    ]
+    for (theirs, _), (ours, _) in zip(*detections, strict=True):
+        problems += abs(len(theirs) - len(ours)) > 0.01 * len(theirs)
+    print()
+    for gts, launches, syncs in TARGETS:
+        for row in rows:
+            if row["what"] == f"head.loss, {gts} gts" and row["who"] == "plugin":
+                met = row["launches"] <= launches and row["host syncs"] <= syncs
+                print(
+                    f"target plugin head.loss, {gts} gts: <= {launches} launches, {syncs} syncs:"
+                    f" {row['launches']}, {row['host syncs']} {'met' if met else 'NOT MET'}"
+                )
+    print(f"parity: {f'{problems} DIFFER' if problems else 'losses and detections agree'}")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return int(problems > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
