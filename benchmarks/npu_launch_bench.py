@@ -92,9 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             labels.append(label.to("npu"))
         kinds: list[list[Any]] = []
         for parts in zip(*images, strict=True):
-            levels, begin, stacked = [], 0, torch.stack(parts)
-            for stride in (8, 16, 32):
-                side = options.size // stride
+            levels, stacked = [], torch.stack(parts)
+            begin = 0
+            for step in (8, 16, 32):
+                side = options.size // step
                 level = stacked[:, begin : begin + side * side]
                 levels.append(level.transpose(1, 2).reshape(len(parts), -1, side, side).contiguous().to("npu"))
                 begin += side * side
@@ -106,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("simulated NPU (fake CANN runtime, real torch_npu): counts, not speed")
     print(f"{options.images} images of {options.size} x {options.size}, 80 classes\n")
     print(f"{'':28}{'':8}" + "".join(f"{name:>16}" for name in COLUMNS))
-    rows, problems = [], 0
+    rows: list[dict[str, Any]] = []
+    problems = 0
 
     def measure(what: str, name: str, run: Any) -> Any:
         run()  # what is made once (priors, constants) is made
@@ -135,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, h in heads.items()
     ]
     for (theirs, _), (ours, _) in zip(*detections, strict=True):
-        problems += abs(len(theirs) - len(ours)) > 0.01 * len(theirs)
+        problems += int(abs(len(theirs) - len(ours)) > 0.01 * len(theirs))
     print()
     for gts, launches, syncs in TARGETS:
         for row in rows:

@@ -84,12 +84,12 @@ def devices() -> list[str]:
 def waiting_operator(device: str) -> str | None:
     """The training operators under the device's own watch: the message of the first that makes the host wait."""
     module = getattr(torch, device)
-    case = {name: value.to(device) for name, value in situation().items()}
+    case: dict[str, Any] = {name: value.to(device) for name, value in situation().items()}
     boxes = case["boxes"][0]
     module.synchronize()
     module.set_sync_debug_mode("error")
     try:
-        yolox_ops.simota_assign(*case.values())
+        yolox_ops.simota_assign(**case)
         yolox_ops.box_iou(boxes, boxes, aligned=True)
         yolox_ops.ema_update_([boxes], [boxes + 1], 0.5)
     except RuntimeError as error:  # what this mode raises

@@ -5,6 +5,7 @@ import importlib.util
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,11 +18,11 @@ if HAS_TORCH_NPU:
     class NoOperators(types.ModuleType):
         """mmcv's compiled part and torchvision, which this torch has not: whoever calls them fails."""
 
-        def __getattr__(self, name: str):
+        def __getattr__(self, name: str) -> Any:
             if name.startswith("__"):
                 raise AttributeError(name)
 
-            def missing(*args, **kwargs):
+            def missing(*args: Any, **kwargs: Any) -> None:
                 raise AssertionError(f"{self.__name__}.{name} was called: nothing here may need it")
 
             return missing
@@ -33,6 +34,6 @@ if HAS_TORCH_NPU:
     import device
 
     @pytest.fixture(scope="session", autouse=True)
-    def simulation():
+    def simulation() -> None:
         """Every test runs on the simulated device."""
         assert device.install() > 900

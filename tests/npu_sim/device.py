@@ -228,13 +228,14 @@ def _on_cpu(op: Any, name: str) -> Callable[..., Any]:
 
 def install() -> int:
     """Puts CPU kernels in the place of torch_npu's; returns how many. Those without one are refused by the runtime."""
-    library, own, count = torch.library.Library("aten", "IMPL"), torch.library.Library("npu", "IMPL"), 0
+    library, own = (torch.library.Library(name, "IMPL") for name in ("aten", "npu"))  # type: ignore[no-untyped-call]
+    count = 0
     install.libraries = library, own  # type: ignore[attr-defined]  # the overrides go when they go
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         name = "npu_binary_cross_entropy_with_logits_backward"
-        own.impl(name, _on_cpu(_bce_with_logits_backward, name), "PrivateUse1", allow_override=True)
+        own.impl(name, _on_cpu(_bce_with_logits_backward, name), "PrivateUse1", allow_override=True)  # type: ignore[no-untyped-call]
         for full in torch._C._dispatch_get_all_op_names():
             name = full.removeprefix("aten::")
             if name == full or name in METADATA or not has(full, "PrivateUse1"):
@@ -245,8 +246,8 @@ def install() -> int:
             packet = getattr(torch.ops.aten, base, None)
             if packet is not None and hasattr(packet, overload or "default"):
                 op = getattr(packet, overload or "default")
-                library.impl(name, _on_cpu(op, name), "PrivateUse1", allow_override=True)
+                library.impl(name, _on_cpu(op, name), "PrivateUse1", allow_override=True)  # type: ignore[no-untyped-call]
                 if name == "one_hot":  # which torch_npu does not hand on from here
-                    library.impl(name, _on_cpu(op, name), "AutogradPrivateUse1", allow_override=True)
+                    library.impl(name, _on_cpu(op, name), "AutogradPrivateUse1", allow_override=True)  # type: ignore[no-untyped-call]
                 count += 1
     return count
