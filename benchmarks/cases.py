@@ -55,9 +55,11 @@ def make_gts(count: int, rng: torch.Generator, size: int = 640) -> tuple[Tensor,
     """Boxes [G, 4] and labels [G] as COCO gives after mosaic: a third of them of one class, and of COCO's sizes.
 
     COCO says that 41% of its objects cover less than 32^2 pixels and 24% more than 96^2; a log-normal through these two
-    points has a mean of 3.73 and a deviation of 1.18. A box is about 1.2 times as wide as that of its mask's area.
+    points has a mean of 3.73 and a deviation of 1.18. A box is about 1.2 times as wide as that of its mask's area, and
+    the standard config scales by 0.1 to 2.
     """
-    side = (torch.randn(count, generator=rng) * 1.18 + 3.73 + 0.2).exp().clamp(6, size * 0.9)
+    side = (torch.randn(count, generator=rng) * 1.18 + 3.73 + 0.2).exp()
+    side = (side * (0.1 + 1.9 * torch.rand(count, generator=rng))).clamp(6, size * 0.9)
     aspect = (torch.randn(count, generator=rng) * 0.4).exp().sqrt()
     half = torch.stack([side * aspect, side / aspect], -1).clamp(max=size) / 2
     centre = half + torch.rand(count, 2, generator=rng) * (size - 2 * half)

@@ -5,40 +5,75 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.sgd import sgd
+
+HYPERPARAMETERS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+HAS_FUSED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)
 
 
 class SGD(torch.optim.SGD):
     """The arguments, state and checkpoints of torch.optim.SGD.
 
     MMDetection's `paramwise_cfg` makes a group of every parameter, and torch steps group by group: hundreds of small
-    launches. A step here puts groups of equal hyperparameters together, for torch's fused kernel where there is one
+    launches. A step here puts parameters of equal hyperparameters together, for torch's fused kernel where there is one
     (CPU and CUDA, torch 2.4 and newer), else for its foreach kernels.
     """
 
+    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        merged: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for group in self.param_groups:
-            settings = {key: value for key, value in group.items() if key not in ("params", "initial_lr", "fused")}
-            for parameter in group["params"]:
-                fused = self._can_fuse(parameter)
-                key = (fused, *sorted(settings.items()))
-                if key not in merged:
-                    merged[key] = {**settings, "fused": fused, "foreach": not fused, "params": []}
-                merged[key]["params"].append(parameter)
-        groups = self.param_groups
-        self.param_groups = list(merged.values())
-        try:
+        if any(group["differentiable"] for group in self.param_groups):
             return super().step(closure)  # type: ignore[no-any-return]
-        finally:
-            self.param_groups = groups
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        batches: dict[tuple[Any, ...], list[Tensor]] = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    key = (self._can_flatten(parameter), *(group[name] for name in HYPERPARAMETERS))
+                    batches.setdefault(key, []).append(parameter)
+        for (flat, *values), parameters in batches.items():
+            self._update(parameters, flat, dict(zip(HYPERPARAMETERS, values, strict=True)))
+        return loss
 
-    def _can_fuse(self, parameter: Tensor) -> bool:
-        """The CPU's fused kernel walks through memory and takes no notice of strides: a gradient, or a momentum from a
-        checkpoint, that is laid out otherwise than its parameter would be added to the wrong elements."""
-        if parameter.device.type not in ("cpu", "cuda") or not _HAS_FUSED:
+    def _update(self, parameters: list[Tensor], flat: bool, settings: dict[str, Any]) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        momenta = [self.state[parameter].get("momentum_buffer") for parameter in parameters]
+        kind = {"foreach": not flat, **({"fused": flat} if HAS_FUSED else {})}
+        if flat:
+            buffers = [None if m is None else _flat(m) for m in momenta]
+            sgd(list(map(_flat, parameters)), list(map(_flat, gradients)), buffers, **kind, **settings)  # type: ignore[arg-type]
+        else:
+            buffers = list(momenta)
+            sgd(parameters, gradients, buffers, **kind, **settings)  # type: ignore[arg-type]
+        if settings["momentum"]:
+            for parameter, old, new in zip(parameters, momenta, buffers, strict=True):
+                if old is None and new is not None:  # made by the first step
+                    made = new.as_strided(parameter.shape, parameter.stride()) if flat else new
+                    self.state[parameter]["momentum_buffer"] = made
+
+    def _can_flatten(self, parameter: Tensor) -> bool:
+        """Whether parameter, gradient and momentum lie in memory alike, so that one flat kernel can walk through them.
+
+        torch's fused kernel on the CPU takes no notice of strides: a gradient, or a momentum from a checkpoint, that is
+        laid out otherwise than its parameter would be added to the wrong elements. Those that are alike but not
+        contiguous it copies; flat, it need not.
+        """
+        if not HAS_FUSED or parameter.device.type not in ("cpu", "cuda"):
             return False
-        others = (parameter.grad, self.state[parameter].get("momentum_buffer") if parameter in self.state else None)
-        return all(other is None or other.stride() == parameter.stride() for other in others)
+        layouts = [_layout(parameter)]
+        layouts += [_layout(t) for t in (parameter.grad, self.state[parameter].get("momentum_buffer")) if t is not None]
+        return layouts[0] is not None and all(layout == layouts[0] for layout in layouts)
 
 
-_HAS_FUSED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)
+def _layout(tensor: Tensor) -> tuple[int, ...] | None:
+    """The strides that matter, or None where elements do not fill one piece of memory."""
+    if tensor.is_sparse or not (tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)):
+        return None
+    return tuple(stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """The elements in the order in which they lie in memory."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
