@@ -15,16 +15,25 @@ PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(BENCHMARKS)!r})
 {{preparation}}
-import ops_bench
-sys.exit(ops_bench.main(sys.argv[1:]))
+import {{name}}
+sys.exit({{name}}.main(sys.argv[1:]))
 """
 
 
-def bench(*options, preparation=""):
+def run(name, *options, preparation=""):
+    program = PROGRAM.format(preparation=preparation, name=name)
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(preparation=preparation), "--quick", *map(str, options)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", program, *map(str, options)], capture_output=True, text=True, check=False
+    )
+
+
+def bench(*options, preparation=""):
+    return run("ops_bench", "--quick", *options, preparation=preparation)
+
+
+def train_bench(*options, preparation=""):
+    nano = ("--config", "yolox_nano_8x8_300e_coco", "--batch", 1, "--rounds", 2, "--gts", 6)
+    return run("train_bench", *nano, *options, preparation=preparation)
 
 
 @pytest.mark.slow
@@ -92,3 +101,43 @@ def test_the_shapes_of_yolox_m_are_those_of_mmdet():
     config = Path(mmdet_file).parent / ".mim/configs/yolox/yolox_m_8x8_300e_coco.py"
     state = build_detector(Config.fromfile(str(config)).model).state_dict().values()
     assert sorted(yolox_m_shapes()) == sorted(tuple(t.shape) for t in state if t.is_floating_point())
+
+
+@pytest.mark.slow
+def test_steps_with_json_chart_and_profile(tmp_path):
+    result = train_bench("--json", tmp_path / "t.json", "--plot", tmp_path / "t.png", "--profile")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "parity: losses and gradients agree" in result.stdout
+    assert "| plugin bfloat16 | ms | share | calls |" in result.stdout
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+    [found] = json.loads((tmp_path / "t.json").read_text())["results"]
+    assert found["gts"] == 6
+    for name in ("mmdet", "plugin", "plugin bfloat16"):
+        side = found["sides"][name]
+        assert side["step"] > sum(side["stages"].values()) * 0.5 > 0
+
+
+@pytest.mark.slow
+def test_a_step_with_another_assignment_is_a_mismatch():
+    replace = (
+        "import yolox_ops; right = yolox_ops.simota_assign;"
+        " yolox_ops.simota_assign = lambda *a: (right(*a)[0].roll(1, 1), right(*a)[1])"
+    )
+    result = train_bench(preparation=replace)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "priors have another gt" in result.stdout
+    assert "DIFFER" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--rounds", 0), "--rounds must be at least 1, got 0"),
+        (("--gts", -1), "--gts must be at least 0, got -1"),
+        (("--config", "yolox_xl"), "--config must be one of"),
+    ],
+)
+def test_bad_options_of_the_step_benchmark(options, message):
+    result = train_bench(*options)
+    assert result.returncode == 2
+    assert message in result.stderr

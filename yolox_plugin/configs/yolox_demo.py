@@ -69,9 +69,9 @@ data = dict(
 )
 
 # A short schedule.
-max_epochs = 28
-num_last_epochs = 10
-interval = 7
+max_epochs = 34
+num_last_epochs = 6
+interval = 8
 optimizer = dict(lr=0.01)
 lr_config = dict(warmup_iters=2, num_last_epochs=num_last_epochs)
 runner = dict(max_epochs=max_epochs)
