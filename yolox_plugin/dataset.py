@@ -1,5 +1,6 @@
 """MMDetection's data sets of the standard YOLOX config, for workers that live long: seeds, switches and memory."""
 
+import gc
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -117,7 +118,11 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
         worker = get_worker_info()
         if worker is not None:  # the main process is seeded by the runner
             seed, epoch, rank = position = self._position.tolist()
-            if position != self._seeded and epoch >= 0:
+            if position != self._seeded:
+                if not self._seeded:
+                    # A collection would write to every object that came with the fork, and so copy all of them.
+                    gc.freeze()
                 self._seeded = position
-                seed_everything(seed, epoch, rank, worker=worker.id + 1)
+                if epoch >= 0:
+                    seed_everything(seed, epoch, rank, worker=worker.id + 1)
         return super().__getitem__(idx)

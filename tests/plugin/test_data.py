@@ -125,10 +125,11 @@ def test_memory_of_the_workers_stays_flat(tmp_path):
     categories = [{"id": i, "name": str(i)} for i in range(80)]
     ann_file = tmp_path / "annotations.json"
     ann_file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    dataset = build_dataset({
+    annotated = {
         "type": "CocoDataset", "ann_file": str(ann_file), "classes": [str(i) for i in range(80)],
         "pipeline": [{"type": "LoadAnnotations", "with_bbox": True}],
-    })  # fmt: skip
+    }  # fmt: skip
+    dataset = build_dataset({"type": "MultiImageMixDataset", "dataset": annotated, "pipeline": [{"type": "Blank"}]})
     del images, annotations
     loader = DataLoader(dataset, batch_size=100, num_workers=2, persistent_workers=True, collate_fn=len, shuffle=True)
     grown = []
@@ -137,4 +138,4 @@ def test_memory_of_the_workers_stays_flat(tmp_path):
         grown.append(sum(private_bytes(worker.pid) for worker in loader._iterator._workers) / 1e6)
         print(f"epoch {epoch}: workers hold {grown[-1]:.1f} MB of their own")
     assert grown[-1] - grown[0] < 10
-    assert grown[-1] < 60
+    assert grown[-1] < 60  # MMDetection's: 160 after the first epoch, 410 after the fifth
