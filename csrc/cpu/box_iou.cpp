@@ -26,6 +26,17 @@ inline T upper(T a, T b) {
   return a > b || a != a ? a : b;
 }
 
+// One instruction each. What they make of a NaN does not matter where the areas, into which every coordinate
+// goes, carry it to the result.
+template <typename T>
+inline T least(T a, T b) {
+  return a < b ? a : b;
+}
+template <typename T>
+inline T greatest(T a, T b) {
+  return a > b ? a : b;
+}
+
 template <typename T>
 struct Box {
   T x1, y1, x2, y2;
@@ -45,20 +56,25 @@ std::vector<T> columns(const at::Tensor& boxes) {
 
 template <typename T, Mode mode>
 inline T overlap(Box<T> a, Box<T> b, T eps) {
-  const T w = upper(lower(a.x2, b.x2) - upper(a.x1, b.x1), T(0));
-  const T h = upper(lower(a.y2, b.y2) - upper(a.y1, b.y1), T(0));
+  T w, h;
+  if constexpr (mode == Mode::kIof) {  // the second box has no part in the divisor
+    w = upper(lower(a.x2, b.x2) - upper(a.x1, b.x1), T(0));
+    h = upper(lower(a.y2, b.y2) - upper(a.y1, b.y1), T(0));
+  } else {
+    w = greatest(least(a.x2, b.x2) - greatest(a.x1, b.x1), T(0));
+    h = greatest(least(a.y2, b.y2) - greatest(a.y1, b.y1), T(0));
+  }
   const T inter = w * h;
   const T area1 = (a.x2 - a.x1) * (a.y2 - a.y1);
   T divisor = area1;
   if constexpr (mode != Mode::kIof) divisor = area1 + (b.x2 - b.x1) * (b.y2 - b.y1) - inter;
   divisor = upper(divisor, eps);
   if constexpr (mode != Mode::kGiou) {
-    // A NaN in the box that iof does not measure still shows, through inter.
     return inter / divisor;
   } else {
-    const T enclosing_w = upper(upper(a.x2, b.x2) - lower(a.x1, b.x1), T(0));
-    const T enclosing_h = upper(upper(a.y2, b.y2) - lower(a.y1, b.y1), T(0));
-    const T enclosing = upper(enclosing_w * enclosing_h, eps);
+    const T enclosing_w = greatest(greatest(a.x2, b.x2) - least(a.x1, b.x1), T(0));
+    const T enclosing_h = greatest(greatest(a.y2, b.y2) - least(a.y1, b.y1), T(0));
+    const T enclosing = greatest(enclosing_w * enclosing_h, eps);
     return inter / divisor - (enclosing - divisor) / enclosing;
   }
 }
