@@ -9,6 +9,7 @@ import torch
 
 from . import _C
 
+_META = torch.library.Library("yolox_ops", "IMPL", "Meta")  # type: ignore[no-untyped-call]
 _CHOICES = ("default", "avx2", "avx512")
 
 
@@ -36,8 +37,10 @@ def cpu_capability() -> str:
 
 
 def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`torch.library.register_fake` for one of our operators; torch before 2.4 knows it as impl_abstract."""
-    register = getattr(torch.library, "register_fake", None) or torch.library.impl_abstract
+    """`torch.library.register_fake` for one of our operators: impl_abstract in torch 2.2 and 2.3, absent in 2.1."""
+    register = getattr(torch.library, "register_fake", None) or getattr(torch.library, "impl_abstract", None)
+    if register is None:
+        return torch.library.impl(_META, name)
     return register(f"yolox_ops::{name}")  # type: ignore[no-any-return]
 
 

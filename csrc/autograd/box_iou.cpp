@@ -1,5 +1,6 @@
 // box_iou under autograd, and under autocast: half types lose IoU differences that training needs.
 #include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -40,7 +41,7 @@ class BoxIou : public torch::autograd::Function<BoxIou> {
     const std::string mode = context->saved_data["mode"].toStringRef();
     auto [grad1, grad2] = op.call(grads[0], saved[0], saved[1], mode, context->saved_data["aligned"].toBool(),
                                   context->saved_data["eps"].toDouble());
-    return {grad1, grad2, {}, {}, {}};
+    return {grad1, grad2, at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 

@@ -74,7 +74,7 @@ inline T overlap(Box<T> a, Box<T> b, T eps) {
   } else {
     const T enclosing_w = greatest(greatest(a.x2, b.x2) - least(a.x1, b.x1), T(0));
     const T enclosing_h = greatest(greatest(a.y2, b.y2) - least(a.y1, b.y1), T(0));
-    const T enclosing = greatest(enclosing_w * enclosing_h, eps);
+    const T enclosing = upper(enclosing_w * enclosing_h, eps);  // infinity times 0 is NaN
     return inter / divisor - (enclosing - divisor) / enclosing;
   }
 }

@@ -4,6 +4,7 @@
 // and numbers, not a tensor's content.
 #pragma once
 #include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #define YOLOX_OPS_REGISTER_DEVICE(op)                                         \

@@ -6,6 +6,7 @@ launches and waits. What it does not: numerics and speed of a real device.
 
 import contextlib
 import ctypes
+import inspect
 import sys
 import warnings
 from collections import Counter
@@ -187,6 +188,18 @@ def _bce_with_logits_backward(
         return torch.autograd.grad(loss, leaf, grad)[0]
 
 
+def _cast(tensor: torch.Tensor, dtype: torch.dtype, *args: Any) -> torch.Tensor:
+    return tensor.to(dtype)
+
+
+# Operators of torch_npu's own that ATen's kernels end in.
+CUSTOM: dict[str, Callable[..., Any]] = {
+    "npu_binary_cross_entropy_with_logits_backward": _bce_with_logits_backward,
+    "npu_dtype_cast": _cast,
+    "_npu_dtype_cast": _cast,
+}
+
+
 def _on_cpu(op: Any, name: str) -> Callable[..., Any]:
     returns = op._schema.returns if hasattr(op, "_schema") else ()
     is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
@@ -226,6 +239,11 @@ def _on_cpu(op: Any, name: str) -> Callable[..., Any]:
     return kernel
 
 
+def _override(library: Any, name: str, kernel: Callable[..., Any], key: str = "PrivateUse1") -> None:
+    new = "allow_override" in inspect.signature(library.impl).parameters  # older torch asks for no permission
+    library.impl(name, kernel, key, **({"allow_override": True} if new else {}))
+
+
 def install() -> int:
     """Puts CPU kernels in the place of torch_npu's; returns how many. Those without one are refused by the runtime."""
     library, own = (torch.library.Library(name, "IMPL") for name in ("aten", "npu"))  # type: ignore[no-untyped-call]
@@ -234,8 +252,9 @@ def install() -> int:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        name = "npu_binary_cross_entropy_with_logits_backward"
-        own.impl(name, _on_cpu(_bce_with_logits_backward, name), "PrivateUse1", allow_override=True)  # type: ignore[no-untyped-call]
+        for name, kernel in CUSTOM.items():
+            if f"npu::{name}" in torch._C._dispatch_get_all_op_names():
+                _override(own, name, _on_cpu(kernel, name))
         for full in torch._C._dispatch_get_all_op_names():
             name = full.removeprefix("aten::")
             if name == full or name in METADATA or not has(full, "PrivateUse1"):
@@ -246,8 +265,8 @@ def install() -> int:
             packet = getattr(torch.ops.aten, base, None)
             if packet is not None and hasattr(packet, overload or "default"):
                 op = getattr(packet, overload or "default")
-                library.impl(name, _on_cpu(op, name), "PrivateUse1", allow_override=True)  # type: ignore[no-untyped-call]
+                _override(library, name, _on_cpu(op, name))
                 if name == "one_hot":  # which torch_npu does not hand on from here
-                    library.impl(name, _on_cpu(op, name), "AutogradPrivateUse1", allow_override=True)  # type: ignore[no-untyped-call]
+                    _override(library, name, _on_cpu(op, name), "AutogradPrivateUse1")
                 count += 1
     return count

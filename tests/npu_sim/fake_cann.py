@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-LIBRARIES = ("ascendcl", "acl_op_compiler", "hccl", "ge_runner", "graph", "acl_tdt_channel")
+LIBRARIES = ("ascendcl", "acl_op_compiler", "hccl", "ge_runner", "graph", "acl_tdt_channel", "opapi", "cust_opapi")
 NAME = re.compile(r"^(acl(rt|op|mdl|tdt|prof|dump|sys|[A-Z])|rt[A-Z]|Hccl|Mspr|aml)[A-Za-z0-9_]*$")
 ALLOCATE = "{return posix_memalign(p,512,n?n:1)?1:0;}"
 TOKEN = "{*s=malloc(8);return 0;}"

@@ -21,15 +21,18 @@ def boxes(seed, n, kind="plain", dtype=torch.float32):
     elif kind == "strange":
         out.view(-1)[::7] = torch.nan
         out.view(-1)[::11] = torch.inf
+    elif kind == "few values":  # in every combination: infinite sides, infinity times 0, infinity less infinity
+        values = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, 5.0, 20.0])
+        out = values[torch.randint(len(values), (n, 4), generator=g)]
     return out.to(dtype)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),
     m=st.integers(0, 40),
     n=st.integers(0, 70),
-    kind=st.sampled_from(["plain", "grid", "inverted", "huge", "strange"]),
+    kind=st.sampled_from(["plain", "grid", "inverted", "huge", "strange", "few values"]),
     mode=st.sampled_from(MODES),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
     aligned=st.booleans(),
