@@ -63,6 +63,11 @@ inline void check_box_iou_grad(const at::Tensor& grad, const at::Tensor& boxes1,
   }
 }
 
+inline void check_classes(const at::Tensor& scores, const at::Tensor& gt_labels) {
+  TORCH_CHECK_VALUE(scores.size(-1) > 0 || gt_labels.numel() == 0, "scores must have a class, got ",
+                    scores.sizes());
+}
+
 inline void check_simota_cost(const at::Tensor& scores, const at::Tensor& priors, const at::Tensor& boxes,
                               const at::Tensor& gt_boxes, const at::Tensor& gt_labels, double cls_weight,
                               double iou_weight) {
@@ -72,6 +77,7 @@ inline void check_simota_cost(const at::Tensor& scores, const at::Tensor& priors
   check_boxes(gt_boxes, "gt_boxes", "G");
   check_shape(gt_labels, "gt_labels", {gt_boxes.size(0)});
   check_int64(gt_labels, "gt_labels");
+  check_classes(scores, gt_labels);
   check_floating(scores, "scores");
   check_floating(priors, "priors");
   check_floating(boxes, "boxes");
@@ -97,6 +103,7 @@ inline void check_simota_assign(const at::Tensor& scores, const at::Tensor& prio
   check_floating(boxes, "boxes");
   check_floating(gt_boxes, "gt_boxes");
   check_int64(gt_labels, "gt_labels");
+  check_classes(scores, gt_labels);
   check_int64(num_gts, "num_gts");
   check_not_negative(cls_weight, "cls_weight");
   check_not_negative(iou_weight, "iou_weight");

@@ -1,5 +1,6 @@
 """MMDetection's YOLOX with multi-scale training, logging and mixed precision that wait for no device."""
 
+import contextlib
 from collections import OrderedDict
 from typing import Any
 
@@ -78,8 +79,8 @@ class YOLOX(StockYOLOX):
             raise ValueError("autocast='float16' needs an accelerator; on a CPU use autocast='bfloat16'")
         if self._channels_last:
             img = img.contiguous(memory_format=torch.channels_last)
-        dtype = DTYPES[self.autocast] if self.autocast else None
-        with torch.autocast(device, dtype, enabled=dtype is not None):
+        # Without the option, whoever called may have chosen a precision: mmcv's fp16 does.
+        with torch.autocast(device, DTYPES[self.autocast]) if self.autocast else contextlib.nullcontext():
             # Not the stock class's own, which draws the next size.
             losses: dict[str, Tensor] = super(StockYOLOX, self).forward_train(
                 img, img_metas, gt_bboxes, gt_labels, gt_bboxes_ignore

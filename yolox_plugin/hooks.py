@@ -55,11 +55,14 @@ class ExpMomentumEMAHook(StockEMAHook):
         super().before_run(runner)
         resumed: dict[str, Any] = getattr(runner, "resumed_state_dict", None) or {}
         pairs = [(self.model_buffers[self.param_ema_buffer[name]], value) for name, value in self._values()]
-        for name, buffer_name in self.param_ema_buffer.items():
-            if buffer_name in resumed:
-                self.model_buffers[buffer_name].copy_(resumed[buffer_name])
-            elif resumed and name in resumed:
-                runner.logger.warning(f"the checkpoint has no {buffer_name}: the average starts from {name} itself")
+        found = [name for name in self.param_ema_buffer.values() if name in resumed]
+        for name in found:
+            self.model_buffers[name].copy_(resumed[name])
+        if resumed and len(found) < len(self.param_ema_buffer):
+            missing = len(self.param_ema_buffer) - len(found)
+            runner.logger.warning(
+                f"the checkpoint has no moving average of {missing} tensors: it starts from the weights themselves"
+            )
         self._averages = [average for average, _ in pairs]
         self._weights = [weight for _, weight in pairs]
 

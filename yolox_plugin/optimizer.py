@@ -31,9 +31,11 @@ class SGD(torch.optim.SGD):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    key = (self._can_flatten(parameter), *(group[name] for name in HYPERPARAMETERS))
+                    # The fused kernel takes momenta for all parameters or for none: one may have its first gradient.
+                    has_momentum = self.state[parameter].get("momentum_buffer") is not None
+                    key = (self._can_flatten(parameter), has_momentum, *(group[name] for name in HYPERPARAMETERS))
                     batches.setdefault(key, []).append(parameter)
-        for (flat, *values), parameters in batches.items():
+        for (flat, _, *values), parameters in batches.items():
             self._update(parameters, flat, dict(zip(HYPERPARAMETERS, values, strict=True)))
         return loss
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmcv.parallel import is_module_wrapper
+from mmcv.runner import CheckpointLoader, Fp16OptimizerHook, LogBuffer, OptimizerHook
 from mmcv.runner import EpochBasedRunner as StockRunner
-from mmcv.runner import Fp16OptimizerHook, LogBuffer
 from torch.utils.data import DataLoader
 
 from .seeds import seed_everything
@@ -84,12 +84,22 @@ class EpochBasedRunner(StockRunner):
         self._epoch += 1
 
     def register_optimizer_hook(self, optimizer_config: Any) -> None:
-        """A loss scaler comes with the detector's `autocast="float16"`; mmcv's own, whose state checkpoints carry."""
-        if getattr(self._network, "autocast", None) == "float16" and isinstance(optimizer_config, dict):
-            optimizer_config = Fp16OptimizerHook(
-                grad_clip=optimizer_config.get("grad_clip"), loss_scale="dynamic", distributed=self.world_size > 1
-            )
-        super().register_optimizer_hook(optimizer_config)
+        """A loss scaler comes with the detector's `autocast="float16"`; mmcv's own, whose state checkpoints carry.
+
+        Raises:
+            ValueError: for a hook that is neither mmcv's OptimizerHook nor a loss scaler itself.
+        """
+        hook = optimizer_config
+        if getattr(self._network, "autocast", None) == "float16" and not isinstance(hook, Fp16OptimizerHook):
+            if type(hook) is OptimizerHook:
+                grad_clip = hook.grad_clip
+            elif isinstance(hook, dict) and hook.get("type", "OptimizerHook") == "OptimizerHook":
+                grad_clip = hook.get("grad_clip")
+            else:
+                kind = hook["type"] if isinstance(hook, dict) else type(hook).__name__
+                raise ValueError(f"autocast='float16' goes with OptimizerHook or Fp16OptimizerHook, got {kind}")
+            hook = Fp16OptimizerHook(grad_clip=grad_clip, loss_scale="dynamic", distributed=self.world_size > 1)
+        super().register_optimizer_hook(hook)
 
     def save_checkpoint(
         self,
@@ -130,8 +140,15 @@ class EpochBasedRunner(StockRunner):
         map_location: str | Callable[..., Any] = "default",
     ) -> None:
         """As the stock class; a checkpoint that cannot be read is reported, and the one before it used."""
-        readable, state_dict = self._newest_readable(Path(checkpoint))
-        super().resume(str(readable), resume_optimizer, map_location)
+        seed = (self.meta or {}).get("seed")
+        if "://" in checkpoint:  # a store that mmcv reads
+            state_dict = CheckpointLoader.load_checkpoint(checkpoint, "cpu")["state_dict"]
+        else:
+            readable, state_dict = self._newest_readable(Path(checkpoint))
+            checkpoint = str(readable)
+        super().resume(checkpoint, resume_optimizer, map_location)
+        if self.meta.get("seed") is None:
+            self.meta["seed"] = seed
         # For ExpMomentumEMAHook, whose buffers the model does not have yet.
         self.resumed_state_dict = state_dict
 

@@ -334,7 +334,9 @@ def test_sgd_steps_as_torch_does(nesterov):
             for group in optimizer.param_groups:
                 group["lr"] = 0.1 / (step + 1)
             optimizer.zero_grad()
-            if step != 2:  # a step without a gradient for some
+            if step == 0:  # a first gradient that comes later than the others'
+                model[2].weight.grad = torch.ones_like(model[2].weight)
+            elif step != 2:  # a step without a gradient for some
                 model(torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(step))).square().sum().backward()
             else:
                 model[0].weight.grad = torch.ones_like(model[0].weight)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from batches import CONFIGS, batch
 from mmcv import Config
-from mmcv.runner import LogBuffer, build_runner
+from mmcv.runner import Fp16OptimizerHook, LogBuffer, OptimizerHook, build_runner
 from mmdet.models import build_detector
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -157,6 +157,17 @@ def test_bfloat16_keeps_losses_and_weights_in_float32():
     assert not torch.is_autocast_enabled("cpu")
 
 
+def test_a_precision_that_the_caller_chose_stays():
+    """mmcv's fp16 wraps the detector in autocast; the option left out must not end it."""
+    model = nano()
+    seen = {}
+    model.backbone.stem.conv.conv.register_forward_hook(lambda module, inputs, output: seen.update(conv=output))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.forward_train(**train_data(1))
+    assert seen["conv"].dtype == torch.bfloat16
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+
+
 @pytest.mark.parametrize("autocast", ["float8", torch.bfloat16])
 def test_a_precision_that_is_none(autocast):
     with pytest.raises(ValueError, match=r"autocast must be None, 'bfloat16' or 'float16', got"):
@@ -168,10 +179,15 @@ def test_float16_wants_an_accelerator():
         nano(autocast="float16").forward_train(**train_data(0))
 
 
-def test_float16_brings_a_loss_scaler():
+@pytest.mark.parametrize("config", [{"grad_clip": {"max_norm": 3}}, OptimizerHook(grad_clip={"max_norm": 3})])
+def test_float16_brings_a_loss_scaler(config):
+    """As mmdet passes it for one process, and for several."""
     runner = build_runner(
         {"type": "EpochBasedRunner", "max_epochs": 1},
         {"model": nano(autocast="float16"), "logger": logging.getLogger("test"), "meta": {}},
     )
-    runner.register_optimizer_hook({"grad_clip": None})
-    assert type(runner.hooks[0]).__name__ == "Fp16OptimizerHook"
+    runner.register_optimizer_hook(config)
+    assert type(runner.hooks[0]) is Fp16OptimizerHook
+    assert runner.hooks[0].grad_clip == {"max_norm": 3}
+    with pytest.raises(ValueError, match="goes with OptimizerHook or Fp16OptimizerHook, got GradientCumulative"):
+        runner.register_optimizer_hook({"type": "GradientCumulativeOptimizerHook"})
