@@ -32,7 +32,7 @@ def bench(*options, preparation=""):
 
 
 def train_bench(*options, preparation=""):
-    nano = ("--config", "yolox_nano_8x8_300e_coco", "--batch", 1, "--rounds", 2, "--gts", 6)
+    nano = ("--config", "yolox_nano_8x8_300e_coco", "--batch", 1, "--rounds", 2, "--gts", 40)
     return run("train_bench", *nano, *options, preparation=preparation)
 
 
@@ -83,7 +83,7 @@ def test_works_without_the_peers():
     [
         (("--threads", 0), "--threads must be at least 1, got 0"),
         (("--json", "/no/such/folder/b.json"), "the folder of /no/such/folder/b.json does not exist"),
-        (("--device", "npu"), "--device npu: this build has backends for cpu only"),
+        (("--device", "xpu"), "--device xpu: this build has backends for cpu, npu, cuda only"),
     ],
 )
 def test_bad_options(options, message):
@@ -111,7 +111,7 @@ def test_steps_with_json_chart_and_profile(tmp_path):
     assert "| plugin bfloat16 | ms | share | calls |" in result.stdout
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
     [found] = json.loads((tmp_path / "t.json").read_text())["results"]
-    assert found["gts"] == 6
+    assert found["gts"] == 40
     for name in ("mmdet", "plugin", "plugin bfloat16"):
         side = found["sides"][name]
         assert side["step"] > sum(side["stages"].values()) * 0.5 > 0

@@ -92,7 +92,10 @@ def draw_detections(dataset: Any, results: list[Any], path: Path, columns: int =
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         for label, detections in enumerate(results[index]):
             for *box, score in detections[detections[:, 4] >= 0.3]:
-                x1, y1, x2, y2 = (round(float(v) * scale) for v in box)
+                corners = np.nan_to_num(np.array(box) * scale).clip(
+                    -width, 2 * width
+                )  # an untrained net knows no bounds
+                x1, y1, x2, y2 = (round(float(v)) for v in corners)
                 colour = COLOURS[label % len(COLOURS)]
                 cv2.rectangle(image, (x1, y1), (x2, y2), colour, 1, cv2.LINE_AA)
                 words = f"{dataset.CLASSES[label]} {score:.2f}"

@@ -1,9 +1,13 @@
-"""Batches as MMDetection's pipeline would give them, for the tests of head and detector."""
+"""Batches as MMDetection's pipeline would give them, and a small detector, for the tests of head and detector."""
 
 from pathlib import Path
 
 import mmdet
 import torch
+from mmcv import Config
+from mmdet.models import build_detector
+
+import yolox_plugin  # noqa: F401  registers its classes
 
 CONFIGS = Path(mmdet.__file__).parent / ".mim/configs/yolox"
 
@@ -24,3 +28,11 @@ def batch(seed, gts, size):
     # Contrast of large parts, as photographs have it: bfloat16 loses white noise behind a few layers.
     parts = torch.rand(len(gts), 3, 20, 20, generator=g) * 255
     return torch.nn.functional.interpolate(parts, size=(size, size), mode="bilinear"), boxes, labels
+
+
+def nano(**changes):
+    cfg = Config.fromfile(str(CONFIGS / "yolox_nano_8x8_300e_coco.py")).model
+    torch.manual_seed(0)
+    model = build_detector({**cfg, "input_size": (128, 128), "random_size_range": (3, 6), **changes})
+    model.init_weights()
+    return model.train()

@@ -6,24 +6,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from batches import CONFIGS, batch
-from mmcv import Config
+import two_ranks
+from batches import batch, nano
 from mmcv.runner import Fp16OptimizerHook, LogBuffer, OptimizerHook, build_runner
-from mmdet.models import build_detector
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolox_plugin.detector import YOLOX
 from yolox_plugin.runner import DeferredLogBuffer
-
-
-def nano(**changes):
-    cfg = Config.fromfile(str(CONFIGS / "yolox_nano_8x8_300e_coco.py")).model
-    torch.manual_seed(0)
-    model = build_detector({**cfg, "input_size": (128, 128), "random_size_range": (3, 6), **changes})
-    model.init_weights()
-    return model.train()
 
 
 def train_data(step, gts=(3, 8), size=128):
@@ -111,27 +101,11 @@ def test_the_log_buffer_averages_as_mmcv_and_reads_once():
     assert ours.output == theirs.output
 
 
-def reduce_on_a_rank(rank, store, seed, results):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    model = nano()
-    model.start_epoch(seed=3, iteration=100)
-    losses = {"loss_a": torch.tensor(1.0 + rank), "loss_b": torch.tensor(10.0 * rank)}
-    _, logged = model._parse_losses(losses)
-    _, theirs = StockYOLOX._parse_losses(model, losses)
-    runner = build_runner(
-        {"type": "EpochBasedRunner", "max_epochs": 1},
-        {"model": model, "logger": logging.getLogger("test"), "meta": {"seed": seed + rank}},
-    )
-    runner._agree_on_seed()
-    results[rank] = ({k: float(v) for k, v in logged.items()}, dict(theirs), runner.meta["seed"])
-    dist.destroy_process_group()
-
-
 def test_two_ranks_log_their_mean_and_agree_on_the_seed(tmp_path):
     context = torch.multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         results = manager.dict()
-        torch.multiprocessing.spawn(reduce_on_a_rank, (str(tmp_path / "store"), 7, results), nprocs=2)
+        torch.multiprocessing.spawn(two_ranks.reduce_on_a_rank, (str(tmp_path / "store"), 7, results), nprocs=2)
         (logged, theirs, seed), (logged1, _, seed1) = results[0], results[1]
     assert logged == logged1 == theirs == {"loss_a": 1.5, "loss_b": 5.0, "loss": 6.5}
     assert seed == seed1 == 7

@@ -1,0 +1,25 @@
+"""What each of two processes does: in a module of its own, as a spawned process imports no test."""
+
+import logging
+
+import torch
+import torch.distributed as dist
+from batches import nano
+from mmcv.runner import build_runner
+from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
+
+
+def reduce_on_a_rank(rank, store, seed, results):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model = nano()
+    model.start_epoch(seed=3, iteration=100)
+    losses = {"loss_a": torch.tensor(1.0 + rank), "loss_b": torch.tensor(10.0 * rank)}
+    _, logged = model._parse_losses(losses)
+    _, theirs = StockYOLOX._parse_losses(model, losses)
+    runner = build_runner(
+        {"type": "EpochBasedRunner", "max_epochs": 1},
+        {"model": model, "logger": logging.getLogger("test"), "meta": {"seed": seed + rank}},
+    )
+    runner._agree_on_seed()
+    results[rank] = ({k: float(v) for k, v in logged.items()}, dict(theirs), runner.meta["seed"])
+    dist.destroy_process_group()
