@@ -54,8 +54,9 @@ inline void check_box_iou(const at::Tensor& boxes1, const at::Tensor& boxes2, c1
   check_not_negative(eps, "eps");
 }
 
-inline void check_box_iou_grad(const at::Tensor& grad, const at::Tensor& boxes1, const at::Tensor& boxes2,
-                               bool aligned) {
+inline void check_box_iou_backward(const at::Tensor& grad, const at::Tensor& boxes1, const at::Tensor& boxes2,
+                                   c10::string_view mode, bool aligned, double eps) {
+  check_box_iou(boxes1, boxes2, mode, aligned, eps);
   if (aligned) {
     check_shape(grad, "grad", {boxes1.size(0)});
   } else {

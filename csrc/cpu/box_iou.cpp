@@ -230,8 +230,7 @@ at::Tensor box_iou(const at::Tensor& boxes1, const at::Tensor& boxes2, c10::stri
 std::tuple<at::Tensor, at::Tensor> box_iou_backward(const at::Tensor& grad, const at::Tensor& boxes1,
                                                     const at::Tensor& boxes2, c10::string_view mode,
                                                     bool aligned, double eps) {
-  check_box_iou(boxes1, boxes2, mode, aligned, eps);
-  check_box_iou_grad(grad, boxes1, boxes2, aligned);
+  check_box_iou_backward(grad, boxes1, boxes2, mode, aligned, eps);
   const Mode parsed = parse(mode);
   const auto type = compute_type(boxes1.scalar_type());
   const at::Tensor first = boxes1.to(type).contiguous(), second = boxes2.to(type).contiguous();

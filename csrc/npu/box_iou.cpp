@@ -1,9 +1,9 @@
 // Box overlaps: mmdet's bbox_overlaps, and its gradient with torch's conventions at ties.
 #include <tuple>
-#include <vector>
 
 #include "checks.h"
 #include "device.h"
+#include "overlap.h"
 
 namespace yolox_ops::device {
 namespace {
@@ -20,7 +20,6 @@ struct Pair {
   }
 };
 
-at::Tensor product(const at::Tensor& sides) { return sides.select(-1, 0) * sides.select(-1, 1); }
 at::Tensor swapped(const at::Tensor& sides) { return sides.flip(-1); }
 
 // How much of the gradient of max(a, b) is a's: half where they are equal, as torch.maximum has it. `b` is a
@@ -41,17 +40,9 @@ at::Tensor box_iou(const at::Tensor& boxes1, const at::Tensor& boxes2, c10::stri
                    double eps) {
   check_box_iou(boxes1, boxes2, mode, aligned, eps);
   const Pair p(boxes1, boxes2, aligned);
-  const at::Tensor inter = product((at::minimum(p.a2, p.b2) - at::maximum(p.a1, p.b1)).clamp_min_(0));
-  at::Tensor divisor;
-  if (mode == "iof") {
-    divisor = product(p.a2 - p.a1).expand_as(inter).clamp_min(eps);
-  } else {
-    const std::vector<at::Tensor> extents = at::_foreach_sub({p.a2, p.b2}, {p.a1, p.b1});
-    const std::vector<at::Tensor> areas =
-        at::_foreach_mul({extents[0].select(-1, 0), extents[1].select(-1, 0)},
-                         {extents[0].select(-1, 1), extents[1].select(-1, 1)});
-    divisor = (areas[0] + areas[1]).sub_(inter).clamp_min_(eps);
-  }
+  const at::Tensor inter = intersection(p.a1, p.a2, p.b1, p.b2);
+  const at::Tensor divisor = mode == "iof" ? product(p.a2 - p.a1).expand_as(inter).clamp_min(eps)
+                                           : union_area(p.a1, p.a2, p.b1, p.b2, inter).clamp_min_(eps);
   at::Tensor iou = inter / divisor;
   if (mode == "giou") {
     const at::Tensor enclosing =
@@ -64,8 +55,7 @@ at::Tensor box_iou(const at::Tensor& boxes1, const at::Tensor& boxes2, c10::stri
 std::tuple<at::Tensor, at::Tensor> box_iou_backward(const at::Tensor& grad, const at::Tensor& boxes1,
                                                     const at::Tensor& boxes2, c10::string_view mode,
                                                     bool aligned, double eps) {
-  check_box_iou(boxes1, boxes2, mode, aligned, eps);
-  check_box_iou_grad(grad, boxes1, boxes2, aligned);
+  check_box_iou_backward(grad, boxes1, boxes2, mode, aligned, eps);
   const Pair p(boxes1, boxes2, aligned);
   const at::Tensor upstream = grad.to(p.a1.scalar_type());
   const at::Tensor gap = at::minimum(p.a2, p.b2) - at::maximum(p.a1, p.b1), sides = gap.clamp_min(0);

@@ -1,6 +1,4 @@
 // mmdet's ExpMomentumEMAHook update over lists of tensors.
-#include <vector>
-
 #include "checks.h"
 #include "device.h"
 
@@ -8,7 +6,6 @@ namespace yolox_ops::device {
 
 void ema_update_(at::TensorList average, at::TensorList value, double momentum) {
   check_ema_update(average, value, momentum);
-  if (average.empty()) return;
   at::_foreach_mul_(average, 1 - momentum);
   at::_foreach_add_(average, value, momentum);
 }

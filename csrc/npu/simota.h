@@ -5,6 +5,7 @@
 
 #include "checks.h"
 #include "device.h"
+#include "overlap.h"
 
 namespace yolox_ops::device {
 namespace {
@@ -36,13 +37,8 @@ inline Costs simota_costs(const at::Tensor& scores, const at::Tensor& priors, co
   const at::Tensor upper = at::stack({gt2.expand(all), at::add(center, stride, center_radius)});
   out.inside = ((xy > lower) & (xy < upper)).all(-1);  // strict, and a NaN is outside
 
-  const at::Tensor sides = (at::minimum(box2, gt2) - at::maximum(box1, gt1)).clamp_min_(0);
-  const at::Tensor inter = sides.select(-1, 0) * sides.select(-1, 1);
-  const std::vector<at::Tensor> extents = at::_foreach_sub({box2, gt2}, {box1, gt1});
-  const std::vector<at::Tensor> areas =
-      at::_foreach_mul({extents[0].select(-1, 0), extents[1].select(-1, 0)},
-                       {extents[0].select(-1, 1), extents[1].select(-1, 1)});
-  out.iou = (inter / (areas[0] + areas[1]).sub_(inter).clamp_min_(1e-6)).nan_to_num_(0);
+  const at::Tensor inter = intersection(box1, box2, gt1, gt2);
+  out.iou = (inter / union_area(box1, box2, gt1, gt2, inter).clamp_min_(1e-6)).nan_to_num_(0);
 
   const at::Tensor root = scores.sqrt();
   const at::Tensor misses = root.neg().log1p_().clamp_min_(-100);  // of a class that is not the gt's
