@@ -38,8 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     sys.path[:0] = [str(ROOT / "tests/npu_sim"), str(ROOT / "benchmarks")]
-    import conftest  # noqa: F401  stands in for mmcv's compiled part
-    import device
+    import device  # before mmcv: stands in for its compiled part
     import torch
     from cases import make_gts, trained
     from mmcv import ConfigDict

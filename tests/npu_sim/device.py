@@ -1,13 +1,15 @@
 """Runs every ATen kernel of the simulated NPU on the CPU, over the same memory, and records each call.
 
-Needs the fake runtime of `fake_cann.py` on the library path. What it proves: dispatch, logic, and the numbers of
-launches and waits. What it does not: numerics and speed of a real device.
+Needs the fake runtime of `fake_cann.py` on the library path; comes before mmcv and mmdet. What it proves: dispatch,
+logic, and the numbers of launches and waits. What it does not: numerics and speed of a real device.
 """
 
 import contextlib
 import ctypes
+import importlib.machinery
 import inspect
 import sys
+import types
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -34,6 +36,24 @@ METADATA = {
     "set_.source_Storage_storage_offset", "set_.source_Tensor", "set_", "resize_", "record_stream", "is_pinned",
     "_pin_memory", "unfold", "_to_copy",
 }  # fmt: skip
+
+
+class NoOperators(types.ModuleType):
+    """mmcv's compiled part and torchvision, which this torch has not: whoever calls them fails."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def missing(*args: Any, **kwargs: Any) -> None:
+            raise AssertionError(f"{self.__name__}.{name} was called: nothing here may need it")
+
+        return missing
+
+
+for _name in ("mmcv._ext", "torchvision"):
+    sys.modules.setdefault(_name, NoOperators(_name))
+    sys.modules[_name].__spec__ = importlib.machinery.ModuleSpec(_name, loader=None)
 
 
 @dataclass(frozen=True)

@@ -74,13 +74,20 @@ def test_equals_mmdet(situation, gts, kind):
     assert differing <= 0.01 * positives
 
 
-def test_a_prior_that_two_gts_want_goes_to_the_cheaper(situation):
+@pytest.fixture
+def rivals(situation):
+    """Two gts on the same box, of which the second is the cheaper for every prior."""
     case = situation(0, gts=2, size=96)
     case["gt_boxes"][0, :] = torch.tensor([10.0, 10.0, 80.0, 80.0])
     case["gt_labels"][0, :] = torch.tensor([3, 5])
     case["boxes"][0, :] = torch.tensor([10.0, 10.0, 80.0, 80.0])
     case["scores"].fill_(0.1)
     case["scores"][0, :, 5] = 0.9
+    return case
+
+
+def test_a_prior_that_two_gts_want_goes_to_the_cheaper(rivals):
+    case = rivals
     gt_index, iou = simota_assign(**case)
     assert (gt_index[0] == 1).sum() == 10
     assert (gt_index[0] == 0).sum() == 0
@@ -122,14 +129,9 @@ def test_every_gt_keeps_a_positive_on_demand(situation, seed, gts, kind):
             assert (ours[0][b] == g).any() or not (own & (ours[0][b] < 0)).any()
 
 
-def test_a_gt_whose_priors_all_go_to_another(situation):
+def test_a_gt_whose_priors_all_go_to_another(rivals):
     """open-mmlab/mmdetection#8628: two gts, each of whose ten cheapest priors are the same."""
-    case = situation(0, gts=2, size=96)
-    case["gt_boxes"][0, :] = torch.tensor([10.0, 10.0, 80.0, 80.0])
-    case["gt_labels"][0, :] = torch.tensor([3, 5])
-    case["boxes"][0, :] = torch.tensor([10.0, 10.0, 80.0, 80.0])
-    case["scores"].fill_(0.1)
-    case["scores"][0, :, 5] = 0.9
+    case = rivals
     assert not (simota_assign(**case)[0] == 0).any()
     gt_index, iou = simota_assign(**case, keep_every_gt=True)
     assert (gt_index[0] == 1).sum() == 10
