@@ -13,7 +13,8 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,8 +124,9 @@ class Stopwatch:
 class Side:
     """One implementation: detector, optimizer and hooks as its own registries build them from the config."""
 
-    def __init__(self, cfg: Config, name: str, watch_assignment: Callable[[Side], None]) -> None:
-        self.name, self.watch_assignment = name, watch_assignment
+    def __init__(self, cfg: Config, name: str) -> None:
+        self.name = name
+        self.before_step: Callable[[], None] = lambda: None
         self.assigned: list[Tensor] = []  # for each image of the last step the gt of every prior
         model = cfg.model.copy()
         if name == BFLOAT16:
@@ -140,22 +142,33 @@ class Side:
         self.loss_watch, self.assign_watch, self.step_watch = Stopwatch(), Stopwatch(), Stopwatch()
         self.head.loss = self.loss_watch.around(self.head.loss)
         self.optimizer.step = self.step_watch.around(self.optimizer.step)
-        self.batches: Iterator[dict[str, Any]] = iter(())
-
-    def start(self, state: dict[str, Tensor], loader: Any) -> None:
-        self.network.load_state_dict(state)
-        self.optimizer.state.clear()
         self.runner = SimpleNamespace(
             model=self.model, optimizer=self.optimizer, iter=0, logger=logging.getLogger(), outputs={}
         )
-        if not hasattr(self, "started"):
-            self.ema_hook.before_run(self.runner)
-            self.started = True
+        self.ema_hook.before_run(self.runner)
+        self.batches: Iterator[dict[str, Any]] = iter(())
+
+    def recorded(self, assign: Callable[..., Any], gts: Callable[[Any], Iterable[Tensor]]) -> Callable[..., Any]:
+        """`assign`, timed, and what `gts` finds in its results kept."""
+        timed = self.assign_watch.around(assign)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = timed(*args, **kwargs)
+            self.assigned.extend(gts(result))
+            return result
+
+        return call
+
+    def start(self, state: dict[str, Tensor], loader: Any) -> None:
+        """Weights as in `state`, where it has them, no momentum, iteration 0."""
+        self.network.load_state_dict({**self.network.state_dict(), **state})
+        self.optimizer.state.clear()
+        self.runner.iter = 0
         self.batches = iter(loader)
 
     def step(self) -> dict[str, float]:
         """One training step, as mmcv's runner goes about it; seconds of each stage."""
-        self.watch_assignment(self)
+        self.before_step()
         self.assigned.clear()
         self.network._progress_in_iter = 0  # multi-scale training stays at the default size
         clock = [time.perf_counter()]
@@ -178,9 +191,9 @@ class Side:
             )
         )
 
-    def network_alone(self) -> float:
+    def network_alone(self, batch: int, size: int) -> float:
         """Seconds of forward and backward with no loss: what a step cannot go below."""
-        images = torch.rand(self.batch_shape) * 255
+        images = torch.rand(batch, 3, size, size) * 255
         start = time.perf_counter()
         if self.name == BFLOAT16:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -190,42 +203,21 @@ class Side:
         total.backward()  # type: ignore[no-untyped-call]
         return time.perf_counter() - start
 
-    batch_shape: tuple[int, int, int, int]
-
 
 def build_sides(cfg: Config) -> list[Side]:
     """MMDetection's classes first: importing the plugin replaces them in the registries."""
 
-    def watch_stock(side: Side) -> None:
-        if "assign" in vars(side.head.assigner):
-            return
-        assign = side.assign_watch.around(side.head.assigner.assign)
-
-        def recorded(*args: Any) -> Any:
-            result = assign(*args)
-            side.assigned.append(result.gt_inds - 1)
-            return result
-
-        side.head.assigner.assign = recorded
-
-    sides = [Side(cfg, STOCK, watch_stock)]
+    stock = Side(cfg, STOCK)
+    stock.head.assigner.assign = stock.recorded(stock.head.assigner.assign, lambda result: [result.gt_inds - 1])
     os.environ["YOLOX_PLUGIN"] = "on"
     import yolox_plugin
 
-    module = yolox_plugin.head
-    plugin_assign = vars(module)["assign"]
-
-    def watch_plugin(side: Side) -> None:
-        assign = side.assign_watch.around(plugin_assign)
-
-        def recorded(*args: Any, **kwargs: Any) -> Any:
-            result = assign(*args, **kwargs)
-            side.assigned.extend(result.gt_index)
-            return result
-
-        vars(module)["assign"] = recorded
-
-    return sides + [Side(cfg, name, watch_plugin) for name in (PLUGIN, BFLOAT16)]
+    head = yolox_plugin.head
+    assign = vars(head)["assign"]
+    sides = [Side(cfg, name) for name in (PLUGIN, BFLOAT16)]
+    for side in sides:  # both sides share the function
+        side.before_step = partial(setattr, head, "assign", side.recorded(assign, lambda result: result.gt_index))
+    return [stock, *sides]
 
 
 def compare(sides: list[Side]) -> tuple[list[str], int]:
@@ -266,9 +258,7 @@ def bench(cfg: Config, sides: list[Side], gts: int, options: argparse.Namespace)
     samples = Samples(size, gts, (options.rounds + 3) * options.batch)
     for side in sides:
         loader = build_dataloader(samples, options.batch, 1, dist=False, shuffle=False)
-        side.batch_shape = (options.batch, 3, size, size)
-        own = side.network.state_dict()
-        side.start({**own, **state}, loader)
+        side.start(state, loader)
     with_warm_up = [[side.step() for side in sides]]
     problems, near_ties = compare(sides)
     result: dict[str, Any] = {"gts": gts, "problems": problems, "near ties": near_ties, "sides": {}}
@@ -278,7 +268,7 @@ def bench(cfg: Config, sides: list[Side], gts: int, options: argparse.Namespace)
     for _ in range(options.rounds):
         with_warm_up.append([side.step() for side in sides])
         for side in sides[1:]:
-            alone[side.name].append(side.network_alone())
+            alone[side.name].append(side.network_alone(options.batch, size))
     rounds = with_warm_up[1:]
     for i, side in enumerate(sides):
         steps = [row[i] for row in rounds]
