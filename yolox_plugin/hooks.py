@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from mmcv.parallel import is_module_wrapper
 from mmcv.runner import BaseRunner
 from mmdet.core.hook import ExpMomentumEMAHook as StockEMAHook
@@ -54,7 +53,6 @@ class ExpMomentumEMAHook(StockEMAHook):
     def before_run(self, runner: BaseRunner) -> None:
         super().before_run(runner)
         resumed: dict[str, Any] = getattr(runner, "resumed_state_dict", None) or {}
-        pairs = [(self.model_buffers[self.param_ema_buffer[name]], value) for name, value in self._values()]
         found = [name for name in self.param_ema_buffer.values() if name in resumed]
         for name in found:
             self.model_buffers[name].copy_(resumed[name])
@@ -63,12 +61,9 @@ class ExpMomentumEMAHook(StockEMAHook):
             runner.logger.warning(
                 f"the checkpoint has no moving average of {missing} tensors: it starts from the weights themselves"
             )
-        self._averages = [average for average, _ in pairs]
-        self._weights = [weight for _, weight in pairs]
-
-    def _values(self) -> list[tuple[str, torch.Tensor]]:
-        """What is averaged: counters are not."""
-        return [(name, value) for name, value in self.model_parameters.items() if value.dtype.is_floating_point]
+        averaged = [name for name, value in self.model_parameters.items() if value.dtype.is_floating_point]
+        self._averages = [self.model_buffers[self.param_ema_buffer[name]] for name in averaged]
+        self._weights = [self.model_parameters[name] for name in averaged]
 
     def after_train_iter(self, runner: BaseRunner) -> None:
         if (runner.iter + 1) % self.interval == 0:

@@ -1,6 +1,7 @@
 """YOLOX's training targets for a whole batch. Needs torch and yolox_ops only."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -61,10 +62,9 @@ def pad_to_bucket(gt_boxes: Sequence[Tensor], gt_labels: Sequence[Tensor]) -> tu
     without being waited for.
     """
     device, lengths = gt_labels[0].device, [len(labels) for labels in gt_labels]
-    size, last, rows = bucket(max(lengths)), sum(lengths), []
-    for i, length in enumerate(lengths):
-        begin = sum(lengths[:i])
-        rows += [*range(begin, begin + length), *[last] * (size - length)]  # padding: the row behind all gts
+    size, ends, rows = bucket(max(lengths)), list(itertools.accumulate(lengths)), []
+    for length, end in zip(lengths, ends, strict=True):
+        rows += [*range(end - length, end), *[ends[-1]] * (size - length)]  # padding: the row behind all gts
     plan = carry(torch.tensor([*rows, *lengths]), device)
     order, counts = plan[: len(rows)], plan[len(rows) :]
     boxes = torch.cat([*gt_boxes, constant((0, 0, 0, 0), gt_boxes[0].dtype, device)[None]]).index_select(0, order)
