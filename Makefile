@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up everything they need; later runs reuse it.
+# `make demo` and `make test` set up everything they need; later runs reuse it. Tests and benchmarks want mmcv-full too.
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 BIN := .venv/bin
 
@@ -8,10 +8,14 @@ BIN := .venv/bin
 	@bash scripts/setup_env.sh
 	@touch $@
 
+.venv/full: .venv/ready
+	@bash scripts/setup_env.sh full
+	@touch $@
+
 demo: .venv/ready
 	$(BIN)/python -m yolox_plugin.demo
 
-test: .venv/ready test-npu
+test: .venv/full test-npu
 	$(BIN)/pytest
 
 .venv-npu/ready: $(SOURCES) scripts/setup_npu_sim.sh tests/npu_sim/fake_cann.py $(wildcard yolox_ops/*.py yolox_plugin/*.py)
@@ -26,13 +30,13 @@ SIMULATED := TORCH_DEVICE_BACKEND_AUTOLOAD=0 TASK_QUEUE_ENABLE=0 LD_LIBRARY_PATH
 # Python itself is not instrumented, so the runtimes are loaded first; it also leaks by design.
 SANITIZED := PYTHONPATH="$(CURDIR)/build/sanitize" PYTHONSAFEPATH=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	LD_PRELOAD="$(shell c++ -print-file-name=libasan.so) $(shell c++ -print-file-name=libubsan.so)"
-test-sanitize: .venv/ready
+test-sanitize: .venv/full
 	PATH="$(CURDIR)/$(BIN):$$PATH" YOLOX_OPS_SANITIZE=1 \
 	  $(BIN)/pip install --quiet --no-build-isolation --no-deps --upgrade --target build/sanitize .
 	$(SANITIZED) $(BIN)/python -c 'from yolox_ops import _C; assert _C.sanitizers, "not the sanitized build"'
 	$(SANITIZED) $(BIN)/pytest tests/ops -m "not compile"
 
-bench: .venv/ready
+bench: .venv/full
 	$(BIN)/python benchmarks/ops_bench.py
 
 bench-npu: .venv-npu/ready
@@ -49,4 +53,4 @@ aarch64: .venv/ready
 	bash scripts/check_aarch64.sh
 
 clean:
-	rm -rf build yolox_ops/*.so .venv/ready
+	rm -rf build yolox_ops/*.so .venv/ready .venv/full

@@ -8,7 +8,12 @@ they are. `YOLOX_PLUGIN=off` leaves MMDetection untouched. One part is left out 
 `YOLOX_PLUGIN_TRAINING=off`: detector, hooks, optimizer, runner and data sets, which count on each other.
 """
 
+# ruff: noqa: E402  mmcv's operators have to be there before MMDetection imports them
 import os
+
+from .mmcv_ext import supply_missing_operators
+
+supply_missing_operators()
 
 from mmcv.runner import HOOKS, OPTIMIZERS, RUNNERS
 from mmcv.utils import IS_NPU_AVAILABLE, Registry, get_logger

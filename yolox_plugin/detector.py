@@ -12,7 +12,7 @@ from mmcv.utils import IS_NPU_AVAILABLE
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 from torch import Tensor, nn
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def _fuse_swish(network: nn.Module) -> None:
@@ -27,18 +27,20 @@ class YOLOX(StockYOLOX):
     """The arguments, weights and losses of the stock class, and one argument more.
 
     Args:
-        autocast: None, "bfloat16" or "float16": the precision of the convolutions in training. Losses, assignment and
-            weights stay float32. float16 needs an accelerator.
+        autocast: "float32", "bfloat16" or "float16": the precision of the convolutions in training. Losses, assignment
+            and weights stay float32. float16 needs an accelerator. None leaves it to MMDetection: float32, but float16
+            on an NPU and where the config has `fp16`.
     """
 
     def __init__(self, *args: Any, autocast: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if autocast not in (None, *DTYPES):
-            raise ValueError(f"autocast must be None, {' or '.join(map(repr, DTYPES))}, got {autocast!r}")
+        if autocast not in (None, "float32", *LOWER):
+            raise ValueError(f"autocast must be None, 'float32', 'bfloat16' or 'float16', got {autocast!r}")
         self.autocast = autocast
+        self._lower = LOWER.get(autocast or "")
         # The layout in which CPUs and GPUs have their fastest low-precision convolutions; an NPU has its own. Not for
         # float32: the CPU's batch norm sums less exactly in it.
-        self._channels_last = autocast is not None and not IS_NPU_AVAILABLE
+        self._channels_last = self._lower is not None and not IS_NPU_AVAILABLE
         if self._channels_last:
             self.to(memory_format=torch.channels_last)
         _fuse_swish(self)
@@ -80,7 +82,7 @@ class YOLOX(StockYOLOX):
         if self._channels_last:
             img = img.contiguous(memory_format=torch.channels_last)
         # Without the option, whoever called may have chosen a precision: mmcv's fp16 does.
-        with torch.autocast(device, DTYPES[self.autocast]) if self.autocast else contextlib.nullcontext():
+        with torch.autocast(device, self._lower) if self._lower else contextlib.nullcontext():
             # Not the stock class's own, which draws the next size.
             losses: dict[str, Tensor] = super(StockYOLOX, self).forward_train(
                 img, img_metas, gt_bboxes, gt_labels, gt_bboxes_ignore

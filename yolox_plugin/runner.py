@@ -84,13 +84,17 @@ class EpochBasedRunner(StockRunner):
         self._epoch += 1
 
     def register_optimizer_hook(self, optimizer_config: Any) -> None:
-        """A loss scaler comes with the detector's `autocast="float16"`; mmcv's own, whose state checkpoints carry.
+        """The detector's `autocast` decides, if it is given: float16 comes with mmcv's own loss scaler, whose state
+        checkpoints carry, the others without.
 
         Raises:
             ValueError: for a hook that is neither mmcv's OptimizerHook nor a loss scaler itself.
         """
         hook = optimizer_config
-        if getattr(self._network, "autocast", None) == "float16" and not isinstance(hook, Fp16OptimizerHook):
+        autocast = getattr(self._network, "autocast", None)
+        if autocast in ("float32", "bfloat16") and type(hook) is Fp16OptimizerHook:  # MMDetection's default on an NPU
+            hook = OptimizerHook(grad_clip=hook.grad_clip)
+        if autocast == "float16" and not isinstance(hook, Fp16OptimizerHook):
             if type(hook) is OptimizerHook:
                 grad_clip = hook.grad_clip
             elif isinstance(hook, dict) and hook.get("type", "OptimizerHook") == "OptimizerHook":

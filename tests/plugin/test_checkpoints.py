@@ -16,11 +16,11 @@ import mmdet
 import pytest
 import torch
 from mmcv.runner import build_optimizer, build_runner
+from tiny import write_config
 
 import yolox_plugin  # noqa: F401  registers its classes
-from yolox_plugin.demo_data import CLASSES, make_dataset
+from yolox_plugin.demo_data import make_dataset
 
-STANDARD = Path(mmdet.__file__).parent / ".mim/configs/yolox/yolox_m_8x8_300e_coco.py"
 TRAIN = Path(mmdet.__file__).parent / ".mim/tools/train.py"
 EMA = {"type": "ExpMomentumEMAHook", "momentum": 0.1, "total_iter": 3, "priority": 49}
 
@@ -199,47 +199,6 @@ def test_checkpoints_are_interchangeable_with_stock(tmp_path):
     assert ours.epoch == stock.epoch == 1
 
 
-CONFIG = """
-_base_ = "{standard}"
-custom_imports = dict(imports=["yolox_plugin"], allow_failed_imports=False)
-img_scale = (96, 96)
-model = dict(
-    input_size=img_scale, random_size_range=(2, 4), random_size_interval=3,
-    backbone=dict(deepen_factor=0.33, widen_factor=0.125),
-    neck=dict(in_channels=[32, 64, 128], out_channels=32, num_csp_blocks=1),
-    bbox_head=dict(in_channels=32, feat_channels=32, num_classes={classes}),
-)
-pipeline = [
-    dict(type="Mosaic", img_scale=img_scale, pad_val=114.0),
-    dict(type="RandomAffine", scaling_ratio_range=(0.5, 1.5), border=(-48, -48)),
-    dict(type="MixUp", img_scale=img_scale, ratio_range=(0.8, 1.6), pad_val=114.0),
-    dict(type="YOLOXHSVRandomAug"), dict(type="RandomFlip", flip_ratio=0.5),
-    dict(type="Resize", img_scale=img_scale, keep_ratio=True),
-    dict(type="Pad", pad_to_square=True, pad_val=dict(img=(114.0, 114.0, 114.0))),
-    dict(type="FilterAnnotations", min_gt_bbox_wh=(1, 1), keep_empty=False),
-    dict(type="DefaultFormatBundle"), dict(type="Collect", keys=["img", "gt_bboxes", "gt_labels"]),
-]
-data = dict(
-    samples_per_gpu=4, workers_per_gpu=1, persistent_workers=True,
-    train=dict(
-        pipeline=pipeline,
-        dataset=dict(
-            ann_file="{root}/annotations/instances_train2017.json", img_prefix="{root}/train2017/", classes={names}
-        ),
-    ),
-)
-runner = dict(max_epochs={epochs})
-lr_config = dict(warmup_iters=2, num_last_epochs=3)
-custom_hooks = [
-    dict(type="YOLOXModeSwitchHook", num_last_epochs=3, priority=48),
-    dict(type="SyncNormHook", num_last_epochs=3, interval=1, priority=48),
-    dict(type="ExpMomentumEMAHook", momentum=0.001, priority=49),
-]
-checkpoint_config = dict(interval=1, max_keep_ckpts=2)
-log_config = dict(interval=2)
-"""
-
-
 def command(config, work_dir):
     return [
         sys.executable, TRAIN, config, "--no-validate", "--seed", "0", "--work-dir", work_dir, "--auto-resume",
@@ -251,13 +210,8 @@ def command(config, work_dir):
 def test_ten_kills_change_no_bit(tmp_path):
     """MMDetection's own train.py with --auto-resume, killed (SIGKILL) at ten random moments while it trains."""
     make_dataset(tmp_path / "data", train=24, val=1)
-    config = tmp_path / "tiny.py"
     epochs = 24
-    config.write_text(
-        CONFIG.format(
-            standard=STANDARD, root=tmp_path / "data", classes=len(CLASSES), names=list(CLASSES), epochs=epochs
-        )
-    )
+    config = write_config(tmp_path / "tiny.py", tmp_path / "data", epochs)
     env = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "OMP_NUM_THREADS": "1"}
     whole = subprocess.run(command(config, tmp_path / "whole"), env=env, capture_output=True, text=True, check=False)
     assert whole.returncode == 0, whole.stderr[-3000:]

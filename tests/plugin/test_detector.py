@@ -144,7 +144,7 @@ def test_a_precision_that_the_caller_chose_stays():
 
 @pytest.mark.parametrize("autocast", ["float8", torch.bfloat16])
 def test_a_precision_that_is_none(autocast):
-    with pytest.raises(ValueError, match=r"autocast must be None, 'bfloat16' or 'float16', got"):
+    with pytest.raises(ValueError, match=r"autocast must be None, 'float32', 'bfloat16' or 'float16', got"):
         nano(autocast=autocast)
 
 
@@ -165,3 +165,15 @@ def test_float16_brings_a_loss_scaler(config):
     assert runner.hooks[0].grad_clip == {"max_norm": 3}
     with pytest.raises(ValueError, match="goes with OptimizerHook or Fp16OptimizerHook, got GradientCumulative"):
         runner.register_optimizer_hook({"type": "GradientCumulativeOptimizerHook"})
+
+
+@pytest.mark.parametrize(("autocast", "kept"), [(None, True), ("float32", False), ("bfloat16", False)])
+def test_an_explicit_precision_ends_the_float16_that_mmdet_adds_on_an_npu(monkeypatch, autocast, kept):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # mmcv asks for its scaler
+    runner = build_runner(
+        {"type": "EpochBasedRunner", "max_epochs": 1},
+        {"model": nano(autocast=autocast), "logger": logging.getLogger("test"), "meta": {}},
+    )
+    runner.register_optimizer_hook(Fp16OptimizerHook(grad_clip={"max_norm": 3}, loss_scale="dynamic"))
+    assert type(runner.hooks[0]) is (Fp16OptimizerHook if kept else OptimizerHook)
+    assert runner.hooks[0].grad_clip == {"max_norm": 3}

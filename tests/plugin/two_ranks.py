@@ -8,6 +8,8 @@ from batches import nano
 from mmcv.runner import build_runner
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 
+from yolox_plugin.distributed import gather_results
+
 
 def reduce_on_a_rank(rank, store, seed, results):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -22,4 +24,14 @@ def reduce_on_a_rank(rank, store, seed, results):
     )
     runner._agree_on_seed()
     results[rank] = ({k: float(v) for k, v in logged.items()}, dict(theirs), runner.meta["seed"])
+    dist.destroy_process_group()
+
+
+def gather_on_a_rank(rank, store, totals, results):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    found = []
+    for total in totals:
+        rounds = -(-total // 2)
+        found.append(gather_results([(rank + 2 * i) % max(total, 1) for i in range(rounds)], total))
+    results[rank] = found
     dist.destroy_process_group()

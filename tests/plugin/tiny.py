@@ -1,0 +1,69 @@
+"""A config on MMDetection's own YOLOX-M config, so small that whole trainings take seconds."""
+
+from pathlib import Path
+
+import mmdet
+
+from yolox_plugin.demo_data import CLASSES
+
+STANDARD = Path(mmdet.__file__).parent / ".mim/configs/yolox/yolox_m_8x8_300e_coco.py"
+CONFIG = """
+_base_ = "{standard}"
+custom_imports = dict(imports=["yolox_plugin"], allow_failed_imports=False)
+img_scale = (96, 96)
+model = dict(
+    input_size=img_scale, random_size_range=(2, 4), random_size_interval=3,
+    backbone=dict(deepen_factor=0.33, widen_factor=0.125),
+    neck=dict(in_channels=[32, 64, 128], out_channels=32, num_csp_blocks=1),
+    bbox_head=dict(in_channels=32, feat_channels=32, num_classes={classes}),
+)
+classes = {names}
+pad = dict(type="Pad", pad_to_square=True, pad_val=dict(img=(114.0, 114.0, 114.0)))
+pipeline = [
+    dict(type="Mosaic", img_scale=img_scale, pad_val=114.0),
+    dict(type="RandomAffine", scaling_ratio_range=(0.5, 1.5), border=(-48, -48)),
+    dict(type="MixUp", img_scale=img_scale, ratio_range=(0.8, 1.6), pad_val=114.0),
+    dict(type="YOLOXHSVRandomAug"), dict(type="RandomFlip", flip_ratio=0.5),
+    dict(type="Resize", img_scale=img_scale, keep_ratio=True), pad,
+    dict(type="FilterAnnotations", min_gt_bbox_wh=(1, 1), keep_empty=False),
+    dict(type="DefaultFormatBundle"), dict(type="Collect", keys=["img", "gt_bboxes", "gt_labels"]),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="MultiScaleFlipAug", img_scale=img_scale, flip=False, transforms=[
+        dict(type="Resize", keep_ratio=True), dict(type="RandomFlip"), pad,
+        dict(type="DefaultFormatBundle"), dict(type="Collect", keys=["img"]),
+    ]),
+]
+val = dict(
+    ann_file="{root}/annotations/instances_val2017.json", img_prefix="{root}/val2017/", classes=classes,
+    pipeline=test_pipeline,
+)
+data = dict(
+    samples_per_gpu=4, workers_per_gpu=1, persistent_workers=True,
+    train=dict(
+        pipeline=pipeline,
+        dataset=dict(
+            ann_file="{root}/annotations/instances_train2017.json", img_prefix="{root}/train2017/", classes=classes
+        ),
+    ),
+    val=val, test=val,
+)
+runner = dict(max_epochs={epochs})
+lr_config = dict(warmup_iters=2, num_last_epochs=3)
+custom_hooks = [
+    dict(type="YOLOXModeSwitchHook", num_last_epochs=3, priority=48),
+    dict(type="SyncNormHook", num_last_epochs=3, interval=1, priority=48),
+    dict(type="ExpMomentumEMAHook", momentum=0.001, priority=49),
+]
+checkpoint_config = dict(interval=1, max_keep_ckpts=2)
+evaluation = dict(interval=100, dynamic_intervals=None)
+log_config = dict(interval=2)
+"""
+
+
+def write_config(path: Path, root: Path, epochs: int, more: str = "") -> Path:
+    """Writes it for the data set in `root`; returns `path`."""
+    text = CONFIG.format(standard=STANDARD, root=root, classes=len(CLASSES), names=list(CLASSES), epochs=epochs)
+    path.write_text(text + more)
+    return path

@@ -1,0 +1,61 @@
+"""Process groups for every device. MMDetection's `build_ddp` refuses CPUs, mmcv's `init_dist` asks CUDA."""
+
+import os
+from typing import Any
+
+import mmdet.apis.train
+import torch
+import torch.distributed as dist
+from mmcv.parallel import MMDistributedDataParallel
+from mmdet.utils import build_ddp as stock_build_ddp
+from torch import nn
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
+
+
+class CPUDistributedDataParallel(MMDistributedDataParallel):
+    """mmcv's class for processes without a device of their own, where it hands the model DataContainers."""
+
+    def train_step(self, *inputs: Any, **kwargs: Any) -> Any:
+        """See the stock class."""
+        [arguments], [options] = self.scatter(inputs, kwargs, [-1])
+        return super().train_step(*arguments, **options)
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """See the stock class."""
+        [arguments], [options] = self.scatter(inputs, kwargs, [-1])
+        return super().forward(*arguments, **options)
+
+
+def build_ddp(model: nn.Module, device: str, device_ids: list[int], **kwargs: Any) -> nn.Module:
+    """MMDetection's function, for CPUs as well."""
+    if device == "cpu":
+        return CPUDistributedDataParallel(model, **kwargs)
+    wrapped: nn.Module = stock_build_ddp(model, device, device_ids=device_ids, **kwargs)
+    return wrapped
+
+
+def init_process_group(device: str) -> tuple[int, int]:
+    """Joins the other processes that torchrun started, if there are any; the rank and how many they are."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        return 0, 1
+    if device != "cpu":
+        getattr(torch, device).set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(BACKENDS[device])
+    # torch 2.1 dropped this attribute of DistributedDataParallel, which mmcv 1.7.2 reads in every evaluation.
+    MMDistributedDataParallel._use_replicated_tensor_module = False
+    mmdet.apis.train.build_ddp = build_ddp  # what train_detector calls
+    return dist.get_rank(), world_size
+
+
+def gather_results(mine: list[Any], total: int) -> list[Any]:
+    """Merges what each rank found for the samples rank, rank + world_size, ... of `total`; whole on rank 0 only."""
+    # Through gloo, so that nothing has to pass through a device.
+    group = dist.new_group(backend="gloo")
+    everyone: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(mine, everyone, dst=0, group=group)
+    if everyone is None:
+        return []
+    # Samplers fill up the last round with samples from the beginning.
+    return [result for one_round in zip(*everyone, strict=True) for result in one_round][:total]

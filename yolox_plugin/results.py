@@ -1,0 +1,136 @@
+"""What a run leaves for people and for programs: final lines, result.json, and pictures."""
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import cv2
+import matplotlib
+import mmcv
+import numpy as np
+
+COLOURS = ((80, 80, 240), (80, 200, 80), (240, 140, 60), (60, 200, 240), (220, 80, 220))  # BGR, one a class
+FIGURES = {"mAP": "mAP", "AP50": "mAP_50", "AP75": "mAP_75", "APs": "mAP_s", "APm": "mAP_m", "APl": "mAP_l"}
+
+
+def read_log(work_dir: Path) -> list[dict[str, Any]]:
+    """The lines of all MMDetection's JSON logs in `work_dir`, in the order of training.
+
+    Of what a resumed run trained again, its own line counts. The first training line of each log is marked as
+    `warm_up`: workers start, memory is allocated.
+    """
+    lines = {}
+    for path in sorted(work_dir.glob("*.log.json")):
+        warm_up = True
+        for text in path.read_text().splitlines():
+            line = json.loads(text)
+            if line.get("mode") == "train":
+                line["warm_up"], warm_up = warm_up, False
+            if "mode" in line:
+                lines[line["epoch"], line["mode"] == "val", line["iter"]] = line
+    return [lines[key] for key in sorted(lines)]
+
+
+def speed(log: list[dict[str, Any]], images: int) -> dict[str, Any]:
+    """Images a second of all devices, and the share of the time spent waiting for data, from the log of a training.
+
+    Args:
+        log: of `read_log`. Each line has the mean over some iterations; the figures are medians and quartiles of those.
+        images: an iteration's, of all devices.
+    """
+    train = [line for line in log if line["mode"] == "train"]
+    lines = [line for line in train if not line["warm_up"]] or train
+    if not lines:
+        return {"images_per_second": None, "data_wait": None}
+    rates = [images / line["time"] for line in lines]
+    low, middle, high = quantiles(rates, n=4, method="inclusive") if len(rates) > 1 else rates * 3
+    return {
+        "images_per_second": {"median": middle, "quartiles": [low, high], "measurements": len(rates)},
+        "data_wait": median(line["data_time"] / line["time"] for line in lines),
+    }
+
+
+def accuracy(figures: dict[str, Any]) -> dict[str, float]:
+    """pycocotools' figures under short names; all 0 if nothing was detected, of which MMDetection returns none."""
+    return {name: float(figures.get(f"bbox_{theirs}", 0.0)) for name, theirs in FIGURES.items()}
+
+
+def versions() -> dict[str, str]:
+    """Of everything that has a part in the figures."""
+    found = {"python": platform.python_version(), "mmcv": mmcv.__version__}
+    for name in ("yolox-ops", "torch", "torch_npu", "mmdet", "numpy", "opencv-python-headless", "pycocotools",
+                 "faster-coco-eval"):  # fmt: skip
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_result(work_dir: Path, result: dict[str, Any]) -> None:
+    """Writes result.json and prints the final lines, with the words of the ModelZoo's scripts."""
+    (work_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    rate, mean_ap = result["images_per_second"], result.get("mAP")
+    print("------------------ Final result ------------------")
+    print(f"Final Performance images/sec : {'not measured' if rate is None else format(rate['median'], '.2f')}")
+    kind = "Train" if result["task"] == "train" else "Test"
+    print(f"Final {kind} Accuracy : {'not measured' if mean_ap is None else format(mean_ap, '.4f')}")
+    if "loss" in result:
+        print(f"Final Train Loss : {'not measured' if result['loss'] is None else format(result['loss'], '.4f')}")
+    print(f"E2E {kind}ing Duration sec : {result['seconds']:.0f}", flush=True)
+
+
+def draw_curves(log: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Training loss and validation mAP over the epochs."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    steps = [line for line in log if line["mode"] == "train"]
+    evaluations = [line for line in log if line["mode"] == "val"]
+    per_epoch = max((line["iter"] for line in steps), default=1)
+    figure, left = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    epochs = [line["epoch"] - 1 + line["iter"] / per_epoch for line in steps]
+    left.plot(epochs, [line["loss"] for line in steps], color="tab:blue")
+    left.set_xlabel("epoch")
+    left.set_ylabel("training loss", color="tab:blue")
+    if evaluations:
+        right = left.twinx()
+        means = [accuracy(line)["mAP"] for line in evaluations]
+        right.plot([line["epoch"] for line in evaluations], means, "o-", color="tab:red")
+        right.set_ylabel("validation mAP", color="tab:red")
+        right.set_ylim(0, 1)
+    left.set_title(title)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def draw_detections(dataset: Any, results: list[Any], path: Path, columns: int = 4, rows: int = 2) -> None:
+    """A contact sheet of the first val images with their detections of a score of 0.3 or more."""
+    width, height = 320, 240
+    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    for index in range(min(columns * rows, len(dataset))):
+        image = mmcv.imread(str(Path(dataset.img_prefix) / dataset.data_infos[index]["filename"]))
+        scale = min(width / image.shape[1], height / image.shape[0])
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        for label, detections in enumerate(results[index]):
+            for *box, score in detections[detections[:, 4] >= 0.3]:
+                corners = np.nan_to_num(np.array(box) * scale).clip(
+                    -width, 2 * width
+                )  # an untrained net knows no bounds
+                x1, y1, x2, y2 = (round(float(v)) for v in corners)
+                colour = COLOURS[label % len(COLOURS)]
+                cv2.rectangle(image, (x1, y1), (x2, y2), colour, 1, cv2.LINE_AA)
+                words = f"{dataset.CLASSES[label]} {score:.2f}"
+                (w, h), below = cv2.getTextSize(words, cv2.FONT_HERSHEY_SIMPLEX, 0.35, 1)
+                left = max(min(x1, image.shape[1] - w - 2), 0)
+                top = max(y1 - h - below, 0)
+                cv2.rectangle(image, (left, top), (left + w + 2, top + h + below), colour, -1)
+                place = (left + 1, top + h)
+                cv2.putText(image, words, place, cv2.FONT_HERSHEY_SIMPLEX, 0.35, (0, 0, 0), 1, cv2.LINE_AA)
+        y, x = index // columns * height, index % columns * width
+        sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
+    if not cv2.imwrite(str(path), sheet):
+        raise OSError(f"cannot write {path}")
