@@ -49,7 +49,7 @@ step 4 "mmcv" \
   "MMCV_WITH_OPS=0 $pip install --no-build-isolation --no-deps mmcv==1.7.2"
 step 5 "mmdet" "$venv/bin/python -c 'from importlib.metadata import version; assert version(\"mmdet\") == \"2.28.2\"'" \
   "$pip install --no-deps mmdet==2.28.2"
-step 6 "compiling the operators (COMPILE_TIME on 2 cores)" "false" \
+step 6 "compiling the operators (a minute on 2 cores)" "false" \
   "$pip install -v --no-build-isolation --no-deps -e ."
 [ $steps = 6 ] && exit
 # Without pip's cache: it does not know which torch a wheel of mmcv-full was compiled against. -v for the progress.

@@ -23,6 +23,6 @@ if ! cmp -s requirements.txt $venv/requirements.installed; then
   $pip install --no-deps mmdet==2.28.2
   cp requirements.txt $venv/requirements.installed
 fi
-say "fake CANN runtime and this project's operators (2 minutes on 2 cores when new) ..."
+say "fake CANN runtime and this project's operators (a minute on 2 cores when new) ..."
 $venv/bin/python tests/npu_sim/fake_cann.py $venv/fake_cann
 $pip install --no-build-isolation --no-deps --force-reinstall .

@@ -25,7 +25,7 @@ from mmcv.runner import HOOKS, BaseRunner, Hook
 from mmdet.apis import set_random_seed, train_detector
 from mmdet.datasets import build_dataset
 from mmdet.models import build_detector
-from mmdet.utils import collect_env, get_root_logger, setup_multi_processes
+from mmdet.utils import get_root_logger, setup_multi_processes
 
 from . import launch, results
 from .distributed import init_process_group
@@ -176,7 +176,7 @@ def train(args: argparse.Namespace, cfg: Config, start: float) -> None:
         cfg.dump(str(work_dir / "config.py"))
         log_file = str(work_dir / f"{stamp}.log")
     logger = get_root_logger(log_file=log_file, log_level=cfg.log_level)
-    logger.info("\n".join(["environment:", *(f"  {name}: {value}" for name, value in collect_env().items())]))
+    logger.info(", ".join(f"{name} {value}" for name, value in results.versions().items()))
     model = build_detector(cfg.model)
     model.init_weights()
     if cfg.get("channels_last"):

@@ -64,6 +64,9 @@ TORCH_LIBRARY_IMPL(yolox_ops, Autograd, m) { m.impl("box_iou", &autograd); }
 TORCH_LIBRARY_IMPL(yolox_ops, AutocastCPU, m) {
   m.impl("box_iou", &autocast<c10::DispatchKey::AutocastCPU, c10::DeviceType::CPU>);
 }
+TORCH_LIBRARY_IMPL(yolox_ops, AutocastCUDA, m) {
+  m.impl("box_iou", &autocast<c10::DispatchKey::AutocastCUDA, c10::DeviceType::CUDA>);
+}
 TORCH_LIBRARY_IMPL(yolox_ops, AutocastPrivateUse1, m) {
   m.impl("box_iou", &autocast<c10::DispatchKey::AutocastPrivateUse1, c10::DeviceType::PrivateUse1>);
 }

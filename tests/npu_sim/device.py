@@ -212,11 +212,18 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype, *args: Any) -> torch.Tensor:
     return tensor.to(dtype)
 
 
-# Operators of torch_npu's own that ATen's kernels end in.
+def _float_status(status: torch.Tensor) -> torch.Tensor:
+    """The flags of overflow that a loss scaler clears and reads: no kernel of this device ever sets one."""
+    return torch.zeros_like(status)
+
+
+# Operators of torch_npu's own that ATen's kernels, or its loss scaler, end in.
 CUSTOM: dict[str, Callable[..., Any]] = {
     "npu_binary_cross_entropy_with_logits_backward": _bce_with_logits_backward,
     "npu_dtype_cast": _cast,
     "_npu_dtype_cast": _cast,
+    "npu_clear_float_status": _float_status,
+    "npu_get_float_status": _float_status,
 }
 
 
