@@ -46,7 +46,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy yolox_ops yolox_plugin
-	MYPYPATH=benchmarks:tests/npu_sim $(BIN)/mypy benchmarks/ops_bench.py benchmarks/train_bench.py benchmarks/npu_launch_bench.py
+	MYPYPATH=benchmarks:tests/npu_sim $(BIN)/mypy benchmarks/*_bench.py
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.cpp' -o -name '*.h')
 
 aarch64: .venv/ready

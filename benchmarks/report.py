@@ -188,3 +188,31 @@ def plot(path: Path, machine: dict[str, Any], rows: list[Row]) -> None:
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / figure.get_figheight()))
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def stacked_bars(path: Path, title: str, unit: str, bars: dict[str, dict[str, float]]) -> None:
+    """Horizontal bars, each of the same parts."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    colours = ("#c0bfbc", "#99c1f1", "#c01c28", "#f66151", "#1a5fb4", "#e5a50a", "#26a269")
+    figure, axes = pyplot.subplots(figsize=(9, 1.4 + 0.4 * len(bars)), layout="constrained")
+    parts: tuple[str, ...] = ()
+    for y, values in enumerate(bars.values()):
+        parts = tuple(values)
+        left = 0.0
+        for part, colour in zip(parts, colours, strict=True):
+            axes.barh(y, values[part], left=left, color=colour, label=part if y == 0 else None)
+            left += values[part]
+        axes.text(left, y, f" {left:.3g} ms", va="center", fontsize=8)
+    axes.set_yticks(range(len(bars)), list(bars), fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel(unit)
+    axes.set_title(title, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, ncols=len(parts), loc="upper center", bbox_to_anchor=(0.45, -0.15))
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -23,7 +23,7 @@ import torch
 from cases import make_gts
 from parity import NEAR_TIE_SHARE
 from peers import quiet
-from report import can_plot
+from report import can_plot, stacked_bars
 from torch import Tensor
 
 with quiet():
@@ -328,34 +328,13 @@ def targets(results: list[dict[str, Any]]) -> list[str]:
 
 
 def plot(path: Path, machine: dict[str, Any], results: list[dict[str, Any]]) -> None:
-    """Steps as stacked horizontal bars."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    colours = ("#c0bfbc", "#99c1f1", "#c01c28", "#f66151", "#1a5fb4", "#e5a50a", "#26a269")
-    bars = [(f"{r['gts']} gts: {name}", side) for r in results for name, side in r["sides"].items()]
-    figure, axes = pyplot.subplots(figsize=(9, 1.4 + 0.4 * len(bars)), layout="constrained")
-    for y, (_, side) in enumerate(bars):
-        left = 0.0
-        for stage, colour in zip(STAGES, colours, strict=True):
-            width = side["stages"][stage] * 1e3
-            axes.barh(y, width, left=left, color=colour, label=stage if y == 0 else None)
-            left += width
-        axes.text(left, y, f" {side['step'] * 1e3:.0f} ms", va="center", fontsize=8)
-    axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    axes.set_xlabel("milliseconds a step, median")
-    axes.set_title(
-        f"{machine['config']}, batch {machine['batch']}, {machine['threads']} CPU threads, torch {machine['torch']}",
-        fontsize=9,
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, ncols=len(STAGES), loc="upper center", bbox_to_anchor=(0.45, -0.15))
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    bars = {
+        f"{result['gts']} gts: {name}": {stage: side["stages"][stage] * 1e3 for stage in STAGES}
+        for result in results
+        for name, side in result["sides"].items()
+    }
+    title = f"{machine['config']}, batch {machine['batch']}, {machine['threads']} CPU threads, torch {machine['torch']}"
+    stacked_bars(path, title, "milliseconds a step, median", bars)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -140,6 +140,28 @@ inline void check_ema_update(at::TensorList average, at::TensorList value, doubl
   }
 }
 
+inline void check_image(const at::Tensor& image, const char* name) {
+  TORCH_CHECK_TYPE(image.scalar_type() == at::kByte, name, " must be uint8, got ", image.dtype().name());
+  TORCH_CHECK_VALUE(image.dim() == 3 && image.size(2) == 3, name, " must be [H, W, 3], got ", image.sizes());
+}
+
+inline void check_mixup_blend(const at::Tensor& image, const at::Tensor& partner, at::IntArrayRef canvas,
+                              at::IntArrayRef scaled, at::IntArrayRef offset, int64_t pad) {
+  check_image(image, "image");
+  check_image(partner, "partner");
+  const auto is_size = [](at::IntArrayRef size) {
+    constexpr int64_t limit = 1 << 24;  // float32 counts pixels
+    return size.size() == 2 && size[0] >= 1 && size[1] >= 1 && size[0] <= limit && size[1] <= limit;
+  };
+  TORCH_CHECK_VALUE(is_size(canvas), "canvas must be (height, width) of 1 or more, got ", canvas);
+  TORCH_CHECK_VALUE(is_size(scaled), "scaled must be (height, width) of 1 or more, got ", scaled);
+  TORCH_CHECK_VALUE(offset.size() == 2 && offset[0] >= 0 && offset[1] >= 0,
+                    "offset must be (y, x) of 0 or more, got ", offset);
+  TORCH_CHECK_VALUE(partner.size(0) <= canvas[0] && partner.size(1) <= canvas[1],
+                    "partner must fit into the canvas ", canvas, ", got ", partner.sizes());
+  TORCH_CHECK_VALUE(pad >= 0 && pad <= 255, "pad must be in [0, 255], got ", pad);
+}
+
 // The kernels read float32 or float64, packed; half types are computed in float32.
 inline at::Tensor as_float(const at::Tensor& tensor) { return tensor.to(at::kFloat).contiguous(); }
 

@@ -75,6 +75,10 @@ TORCH_LIBRARY(yolox_ops, m) {
       "yolox_select(Tensor scores, Tensor labels, Tensor boxes, float score_threshold, float iou_threshold, "
       "int "
       "max_detections) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "mixup_blend(Tensor image, Tensor partner, int[2] canvas, int[2] scaled, int[2] offset, bool flip, int "
+      "pad, "
+      "bool ipp) -> Tensor");
   m.def("ema_update_(Tensor(a!)[] average, Tensor[] value, float momentum) -> ()");
 }
 

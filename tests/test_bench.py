@@ -141,3 +141,49 @@ def test_bad_options_of_the_step_benchmark(options, message):
     result = train_bench(*options)
     assert result.returncode == 2
     assert message in result.stderr
+
+
+def pipeline_bench(*options, preparation=""):
+    few = ("--samples", 4, "--images", 6, "--workers", 1)
+    return run("pipeline_bench", *few, *options, preparation=preparation)
+
+
+@pytest.mark.slow
+def test_samples_with_json_and_chart(tmp_path):
+    result = pipeline_bench("--json", tmp_path / "p.json", "--plot", tmp_path / "p.png")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "parity: 4 samples are equal, bit by bit" in result.stdout
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    data = json.loads((tmp_path / "p.json").read_text())
+    for name in ("mmdet", "plugin", "plugin, cache=ram"):
+        side = data["sides"][name]
+        assert sum(side["stages"].values()) > 0
+        assert side["images a second"]["1"] > 0
+    assert data["sides"]["plugin, cache=ram"]["stages"]["read, decode"] == 0
+    assert data["sides"]["mmdet"]["stages"]["read, decode"] > 0
+
+
+@pytest.mark.slow
+def test_another_blend_is_a_mismatch():
+    replace = (
+        "from yolox_plugin import pipelines as p; right = p.mixup_blend;"
+        " p.mixup_blend = lambda image, *a: right(image ^ 1, *a)"
+    )
+    result = pipeline_bench(preparation=replace)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "MISMATCH of plugin, seed" in result.stdout
+    assert "DIFFER" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--samples", 1), "--samples must be at least 2, got 1"),
+        (("--workers", 0), "--workers must be at least 1, got 0"),
+        (("--plot", "/no/such/folder/b.png"), "the folder of /no/such/folder/b.png does not exist"),
+    ],
+)
+def test_bad_options_of_the_pipeline_benchmark(options, message):
+    result = pipeline_bench(*options)
+    assert result.returncode == 2
+    assert message in result.stderr

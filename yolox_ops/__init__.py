@@ -3,6 +3,7 @@
 from ._library import cpu_capability
 from .boxes import box_iou
 from .ema import ema_update_
+from .mixup import mixup_blend
 from .nms import batched_nms, yolox_detect
 from .simota import simota_assign, simota_cost
 
@@ -11,6 +12,7 @@ __all__ = [
     "box_iou",
     "cpu_capability",
     "ema_update_",
+    "mixup_blend",
     "simota_assign",
     "simota_cost",
     "yolox_detect",

@@ -66,6 +66,9 @@ def results(ops: Any, device: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "batched_nms", on_cpu(lambda: ops.batched_nms(boxes, scores[:, 0], scores.argmax(1), 0.5))
     yield "yolox_detect", on_cpu(lambda: ops.yolox_detect(logits, logits[..., 0], case["boxes"], 0.1, 0.65, 50))
     yield "ema_update_", on_cpu(ema)
+    if device == "cpu":  # the only one that prepares images
+        picture = (scores[:300, :12].reshape(60, 20, 3) * 255).to(torch.uint8)
+        yield "mixup_blend", on_cpu(lambda: ops.mixup_blend(picture, picture[:50], (70, 30), (77, 33), (9, 7), True))
 
 
 def devices() -> list[str]:

@@ -155,3 +155,33 @@ def yolox_detect(
 def ema_update_(average: Sequence[Tensor], value: Sequence[Tensor], momentum: float) -> None:
     for a, v in zip(average, value, strict=True):
         a.mul_(1 - momentum).add_(v, alpha=momentum)
+
+
+def mixup_blend(
+    image: Tensor,
+    partner: Tensor,
+    canvas: tuple[int, int],
+    scaled: tuple[int, int],
+    offset: tuple[int, int] = (0, 0),
+    flip: bool = False,
+    pad: int = 114,
+    ipp: bool = False,
+) -> Tensor:
+    """Without fused multiply-add, which IPP has: where a level is whole but for the last bit, it may be one less."""
+    picture = torch.full((*canvas, 3), float(pad), dtype=torch.float64)
+    picture[: partner.shape[0], : partner.shape[1]] = partner.double()
+    for dim in (1, 0):
+        step = canvas[dim] / scaled[dim] if ipp else 1 / (scaled[dim] / canvas[dim])
+        at = (torch.arange(scaled[dim]) + 0.5).double() * step - 0.5
+        at = at if ipp else at.float().double()
+        first, second = (index.long().clamp(0, canvas[dim] - 1) for index in (at.floor(), at.floor() + 1))
+        take = (at - at.floor()) * ((first < second) | (dim == 0 and not ipp))
+        keep = 1 - take if ipp else (1 - take).float().double()
+        keep, take = (weight.view(-1, *[1] * (2 - dim)) for weight in (keep, take))
+        picture = picture.index_select(dim, first) * keep + picture.index_select(dim, second) * take
+    if flip:
+        picture = picture.flip(1)
+    seen = picture[offset[0] :, offset[1] :][: image.shape[0], : image.shape[1]].to(torch.uint8)
+    whole = torch.zeros_like(image)
+    whole[: seen.shape[0], : seen.shape[1]] = seen
+    return ((image.int() + whole.int()) // 2).to(torch.uint8)

@@ -5,7 +5,8 @@
 Importing replaces classes under MMDetection's own names, so that the rest of the config and its checkpoints stay as
 they are. `YOLOX_PLUGIN=off` leaves MMDetection untouched. One part is left out by `YOLOX_PLUGIN_ASSIGNER=off`,
 `YOLOX_PLUGIN_HEAD=off` (the head then asks the assigner image by image, as MMDetection's does) or
-`YOLOX_PLUGIN_TRAINING=off`: detector, hooks, optimizer, runner and data sets, which count on each other.
+`YOLOX_PLUGIN_TRAINING=off` (detector, hooks, optimizer, runner and data sets, which count on each other) or
+`YOLOX_PLUGIN_PIPELINE=off` (augmentations).
 """
 
 # ruff: noqa: E402  mmcv's operators have to be there before MMDetection imports them
@@ -18,7 +19,7 @@ supply_missing_operators()
 from mmcv.runner import HOOKS, OPTIMIZERS, RUNNERS
 from mmcv.utils import IS_NPU_AVAILABLE, Registry, get_logger
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS
-from mmdet.datasets import DATASETS, dataset_wrappers
+from mmdet.datasets import DATASETS, PIPELINES, dataset_wrappers
 from mmdet.models.builder import DETECTORS, HEADS
 
 from .assigner import SimOTAAssigner
@@ -27,6 +28,7 @@ from .detector import YOLOX
 from .head import YOLOXHead
 from .hooks import ExpMomentumEMAHook, SyncNormHook, YOLOXModeSwitchHook
 from .optimizer import SGD
+from .pipelines import MixUp, Mosaic, RandomAffine, YOLOXHSVRandomAug
 from .runner import EpochBasedRunner
 
 PARTS: dict[str, list[tuple[Registry, type]]] = {
@@ -41,6 +43,12 @@ PARTS: dict[str, list[tuple[Registry, type]]] = {
         (RUNNERS, EpochBasedRunner),
         (DATASETS, CocoDataset),
         (DATASETS, MultiImageMixDataset),
+    ],
+    "PIPELINE": [
+        (PIPELINES, Mosaic),
+        (PIPELINES, RandomAffine),
+        (PIPELINES, MixUp),
+        (PIPELINES, YOLOXHSVRandomAug),
     ],
 }
 

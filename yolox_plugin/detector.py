@@ -64,6 +64,9 @@ class YOLOX(StockYOLOX):
         size = int(np.random.default_rng((self._seed, interval)).integers(low, high + 1))
         return self._size_multiplier * size, self._size_multiplier * int(width / height * size)
 
+    # The runner tells the data set, which then leaves this to the device.
+    converts_uint8 = True
+
     def forward_train(
         self,
         img: Tensor,
@@ -75,7 +78,7 @@ class YOLOX(StockYOLOX):
         """See the stock class."""
         self._input_size = self.input_size_at(self._progress_in_iter)
         self._progress_in_iter += 1
-        img, gt_bboxes = self._preprocess(img, gt_bboxes)
+        img, gt_bboxes = self._preprocess(img.float(), gt_bboxes)
         device = img.device.type
         if self.autocast == "float16" and device == "cpu":
             raise ValueError("autocast='float16' needs an accelerator; on a CPU use autocast='bfloat16'")

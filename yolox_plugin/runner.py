@@ -71,6 +71,8 @@ class EpochBasedRunner(StockRunner):
         for listener, position in ((data_loader.dataset, (self.epoch, self.rank)), (self._network, (self.iter,))):
             if hasattr(listener, "start_epoch"):
                 listener.start_epoch(seed, *position)
+        if getattr(self._network, "converts_uint8", False) and hasattr(data_loader.dataset, "keep_uint8"):
+            data_loader.dataset.keep_uint8()
         self.call_hook("before_train_epoch")
         for i, data_batch in enumerate(data_loader):
             self.data_batch = data_batch

@@ -14,3 +14,10 @@ if HAS_TORCH_NPU:
     def simulation() -> None:
         """Every test runs on the simulated device."""
         assert device.install() > 900
+
+    def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+        """What the tests counted, seen without asking for it."""
+        terminalreporter.section("on the simulated device: counts, not speed")
+        for report in terminalreporter.getreports("passed"):
+            for name, counts in report.user_properties:
+                terminalreporter.line(f"{name:28}" + ", ".join(f"{n} {kind}" for kind, n in counts.items()))

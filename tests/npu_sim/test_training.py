@@ -69,13 +69,14 @@ def test_losses_and_gradients_are_those_of_the_cpu_and_nothing_waits(counts, use
         assert not record.aicpu(), "\n".join(map(str, record.aicpu()))
 
 
-def test_launches_do_not_depend_on_the_number_of_gts():
+def test_launches_do_not_depend_on_the_number_of_gts(record_property):
     counts = {}
     for n in (10, 30, 60, 120):
         head = new_head()
         losses_on("npu", head, (n,) * 8)  # priors and the like are made once
-        counts[n] = len(losses_on("npu", head, (n,) * 8)[2].launches())
-    print(counts)
+        record = losses_on("npu", head, (n,) * 8)[2]
+        record_property(f"head.loss, 8 x {n} gts", record.counts())
+        counts[n] = len(record.launches())
     assert len(set(counts.values())) == 1
     assert counts[30] <= 120
 
@@ -97,7 +98,7 @@ def test_a_wait_is_found_and_its_place_named(monkeypatch):
     assert wait.place.startswith("tests/npu_sim/test_training.py:")
 
 
-def test_detections_are_those_of_the_cpu_by_one_copy_down_and_one_back():
+def test_detections_are_those_of_the_cpu_by_one_copy_down_and_one_back(record_property):
     """And no operator of mmcv: the head that the seed rebuilds mmcv-full for."""
     results = []
     for device in ("cpu", "npu"):
@@ -109,6 +110,7 @@ def test_detections_are_those_of_the_cpu_by_one_copy_down_and_one_back():
             with recorded() as record:
                 found = head.get_bboxes(*outputs, img_metas=metas, rescale=True)
         results.append([(boxes.cpu(), labels.cpu()) for boxes, labels in found])
+    record_property("get_bboxes, 3 images", record.counts())
     assert sum(len(labels) for _, labels in results[0]) > 20
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-4)
     waiting = sorted(call.copy for call in record.waits())
@@ -148,7 +150,7 @@ class Trainer:
         return record
 
 
-def test_steps_of_a_whole_detector():
+def test_steps_of_a_whole_detector(record_property):
     """Forward, loss, backward, SGD, moving average and logging: from the same weights, each step gives what it gives on
     the CPU, and none waits."""
     theirs, ours = Trainer("cpu"), Trainer("npu")
@@ -165,6 +167,7 @@ def test_steps_of_a_whole_detector():
                 ours.model.state_dict()[name].cpu(), value, rtol=1e-3, atol=1e-4 * scale + 1e-6,
                 msg=lambda m, n=name: f"{n}: {m}",
             )  # fmt: skip
+    record_property("a whole step of YOLOX-nano", record.counts())
     with recorded() as record:
         ours.log.average(4)
     assert len(record.waits()) == 1  # all losses of all steps at once

@@ -18,11 +18,13 @@ priors = torch.cat([xy, torch.full((500, 2), 16.0)], 1)
 scores, labels = torch.rand(500, 21, generator=g), torch.randint(21, (500,), generator=g)
 case = (scores, priors, boxes, boxes[:20] + 3, labels[:20])
 average = [boxes.clone()]
+image = (torch.rand(60, 50, 3, generator=g) * 255).to(torch.uint8)
 o.ema_update_(average, [priors], 0.3)
 results = [
     o.box_iou(boxes, boxes), o.box_iou(boxes, boxes, "giou"), *o.simota_cost(*case),
     *o.simota_assign(scores[None], priors, boxes[None], case[3][None], case[4][None], torch.tensor([20])),
     o.batched_nms(boxes, scores[:, 0], labels, 0.5), *average,
+    *(o.mixup_blend(image, image[:40], (70, 50), (91, 65), (3, 5), True, 114, ipp) for ipp in (False, True)),
 ]
 print(o.cpu_capability(), hashlib.sha256(b"".join(r.numpy().tobytes() for r in results)).hexdigest())
 """

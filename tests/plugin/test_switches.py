@@ -10,7 +10,7 @@ PROGRAM = """
 import yolox_plugin
 from mmcv.runner import HOOKS, OPTIMIZERS, RUNNERS
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS
-from mmdet.datasets import DATASETS, dataset_wrappers
+from mmdet.datasets import DATASETS, PIPELINES, dataset_wrappers
 from mmdet.models import DETECTORS, HEADS
 parts = {
     "assigner": [BBOX_ASSIGNERS.get("SimOTAAssigner")],
@@ -20,10 +20,13 @@ parts = {
         DATASETS.get("MultiImageMixDataset"), dataset_wrappers.MultiImageMixDataset,
         *map(HOOKS.get, ("ExpMomentumEMAHook", "YOLOXModeSwitchHook", "SyncNormHook")),
     ],
+    "pipeline": [*map(PIPELINES.get, ("Mosaic", "RandomAffine", "MixUp", "YOLOXHSVRandomAug"))],
 }
 print(*(part for part, classes in parts.items() for c in classes if c.__module__.startswith("yolox_plugin")))
 """
 TRAINING = " ".join(9 * ["training"])
+PIPELINE = " ".join(4 * ["pipeline"])
+PIPELINE_NAMES = "Mosaic, RandomAffine, MixUp, YOLOXHSVRandomAug"
 TRAINING_NAMES = (
     "YOLOX, ExpMomentumEMAHook, YOLOXModeSwitchHook, SyncNormHook, SGD, EpochBasedRunner, CocoDataset,"
     " MultiImageMixDataset"
@@ -39,11 +42,23 @@ def run(**env):
 @pytest.mark.parametrize(
     ("env", "classes", "message"),
     [
-        ({}, f"assigner head {TRAINING}", f"SimOTAAssigner, YOLOXHead, {TRAINING_NAMES}"),
+        ({}, f"assigner head {TRAINING} {PIPELINE}", f"SimOTAAssigner, YOLOXHead, {TRAINING_NAMES}, {PIPELINE_NAMES}"),
         ({"YOLOX_PLUGIN": "off"}, "", "nothing (switched off)"),
-        ({"YOLOX_PLUGIN_HEAD": "off"}, f"assigner {TRAINING}", f"SimOTAAssigner, {TRAINING_NAMES}"),
-        ({"YOLOX_PLUGIN_ASSIGNER": "off"}, f"head {TRAINING}", f"YOLOXHead, {TRAINING_NAMES}"),
-        ({"YOLOX_PLUGIN_TRAINING": "off"}, "assigner head", "SimOTAAssigner, YOLOXHead"),
+        (
+            {"YOLOX_PLUGIN_HEAD": "off", "YOLOX_PLUGIN_PIPELINE": "off"},
+            f"assigner {TRAINING}",
+            f"SimOTAAssigner, {TRAINING_NAMES}",
+        ),
+        (
+            {"YOLOX_PLUGIN_ASSIGNER": "off"},
+            f"head {TRAINING} {PIPELINE}",
+            f"YOLOXHead, {TRAINING_NAMES}, {PIPELINE_NAMES}",
+        ),
+        (
+            {"YOLOX_PLUGIN_TRAINING": "off"},
+            f"assigner head {PIPELINE}",
+            f"SimOTAAssigner, YOLOXHead, {PIPELINE_NAMES}",
+        ),
     ],
     ids=str,
 )
@@ -57,7 +72,7 @@ def test_parts(env, classes, message):
 
 def test_only_one_rank_speaks():
     result = run(RANK="3")
-    assert result.stdout.strip() == f"assigner head {TRAINING}"
+    assert result.stdout.strip() == f"assigner head {TRAINING} {PIPELINE}"
     assert "yolox_plugin" not in result.stderr
 
 
