@@ -3,6 +3,7 @@ so that YOLOX_PLUGIN_TRAINING=off runs the same tests on MMDetection's own class
 
 import hashlib
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -113,3 +114,14 @@ def run_epochs(tmp_path):
         return model.epochs
 
     return run
+
+
+def _private_bytes(pid):
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
+
+
+@pytest.fixture
+def private_bytes():
+    """Memory that this process alone holds: what copy-on-write has cost it, beside its own."""
+    return _private_bytes

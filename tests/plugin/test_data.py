@@ -4,7 +4,6 @@
 import copy
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,14 +104,8 @@ def test_a_packed_data_set_says_what_the_stock_one_says(data_root, test_mode):
     assert ours.evaluate(results) == stock.evaluate(results)  # reads the annotations again after training
 
 
-def private_bytes(pid):
-    """Memory that this process alone holds: what copy-on-write has cost it, beside its own."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
-
-
 @pytest.mark.slow
-def test_memory_of_the_workers_stays_flat(tmp_path):
+def test_memory_of_the_workers_stays_flat(tmp_path, private_bytes):
     """open-mmlab/mmdetection#6931, on 100,000 annotations: resident memory of the workers alone, over 20 epochs."""
     from torch.utils.data import DataLoader
 

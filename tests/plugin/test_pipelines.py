@@ -12,6 +12,7 @@ from mmcv.parallel import DataContainer
 from mmdet.datasets import pipelines as stock_pipelines
 from mmdet.datasets.coco import CocoDataset as StockCocoDataset
 from mmdet.datasets.pipelines import Compose
+from torch.utils.data import DataLoader
 
 from yolox_plugin import dataset as datasets
 from yolox_plugin import pipelines
@@ -345,6 +346,21 @@ def test_no_step_writes_to_a_cached_image(images):
         kept = cached._cache.get(i, name)
         assert kept is not None
         assert np.array_equal(kept, cv2.imread(name))
+
+
+@pytest.mark.slow
+def test_memory_of_the_workers_stays_flat_with_a_cache(tmp_path, private_bytes):
+    """Every worker sees all images, and none has a copy: 36 MB decoded."""
+    root = write_images(tmp_path / "flat", [(480, 640)] * 40)
+    data = build(root, standard(), cache="ram")
+    data.start_epoch(seed=0, epoch=0, rank=0)
+    loader = DataLoader(data, batch_size=4, num_workers=2, persistent_workers=True, collate_fn=len, shuffle=True)
+    held = []
+    for _ in range(8):
+        assert sum(loader) == 40
+        held.append(sum(private_bytes(worker.pid) for worker in loader._iterator._workers) / 1e6)
+    assert data._cache._stamps.all()  # which the workers filled
+    assert held[-1] - held[1] < 5, held
 
 
 def test_pixels_are_decoded_once(images, monkeypatch):
