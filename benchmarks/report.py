@@ -198,7 +198,7 @@ def stacked_bars(path: Path, title: str, unit: str, bars: dict[str, dict[str, fl
     from matplotlib import pyplot
 
     colours = ("#c0bfbc", "#99c1f1", "#c01c28", "#f66151", "#1a5fb4", "#e5a50a", "#26a269")
-    figure, axes = pyplot.subplots(figsize=(9, 1.4 + 0.4 * len(bars)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 1.5 + 0.4 * len(bars)), layout="constrained")
     parts: tuple[str, ...] = ()
     for y, values in enumerate(bars.values()):
         parts = tuple(values)
@@ -210,9 +210,9 @@ def stacked_bars(path: Path, title: str, unit: str, bars: dict[str, dict[str, fl
     axes.set_yticks(range(len(bars)), list(bars), fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    axes.set_xlabel(unit)
+    axes.set_xlabel(unit, fontsize=9)
     axes.set_title(title, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, ncols=len(parts), loc="upper center", bbox_to_anchor=(0.45, -0.15))
+    figure.legend(fontsize=8, frameon=False, ncols=len(parts), loc="outside lower center")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
