@@ -50,7 +50,7 @@ class ImageCache:
             limit = _available_memory() // 2 if kind == "ram" else _available_disk(path) * 9 // 10
         self._count = int(np.searchsorted(self._ends, limit, side="right"))
         length = int(self._ends[self._count - 1]) if self._count else begin
-        mapped = mmap.mmap(-1, length) if kind == "ram" else _map_file(path, length, begin)
+        mapped = mmap.mmap(-1, length) if kind == "ram" else _map_file(path, length)
         self._bytes = np.frombuffer(mapped, np.uint8)
         self._stamps = np.frombuffer(mapped, np.int64, len(shapes), HEADER)
         if os.environ.get("RANK", "0") == "0":
@@ -67,22 +67,19 @@ class ImageCache:
         end = int(self._ends[index])
         return self._bytes[end - 3 * height * width : end].reshape(height, width, 3)
 
-    def get(self, index: int, name: str) -> Array | None:
-        """The pixels of the image in the file `name`, not to be written to; None if they are not here, or the file has
-        changed since."""
-        if index >= self._count or not self._stamps[index] or self._stamps[index] != _stamp(name):
-            return None
-        return self._place(index)
+    def get(self, index: int, stamp: int) -> Array | None:
+        """The pixels, not to be written to; None if they are not here, or of a file with another stamp."""
+        there = index < self._count and self._stamps[index] == stamp
+        return self._place(index) if there else None
 
-    def put(self, index: int, name: str, pixels: Array) -> None:
+    def put(self, index: int, stamp: int, pixels: Array) -> None:
         """Keeps the pixels, if there is room and they have the shape that the annotations say."""
         if index < self._count and pixels.shape == (*self._shapes[index], 3):
-            stamp = _stamp(name)
             self._place(index)[:] = pixels
             self._stamps[index] = stamp
 
 
-def _stamp(name: str) -> int:
+def file_stamp(name: str) -> int:
     """Never 0; another one when the file changes."""
     found = os.stat(name)
     return hash((found.st_mtime_ns, found.st_size)) or 1
@@ -103,20 +100,26 @@ def _available_disk(path: Path) -> int:
     return shutil.disk_usage(path.parent).free + (path.stat().st_size if path.exists() else 0)
 
 
-def _map_file(path: Path, length: int, begin: int) -> mmap.mmap:
-    """Maps the file, whose first `begin` bytes are emptied unless it was filled since this machine started: what was
-    written before a crash of the machine may be on the disk in part.
+def _map_file(path: Path, length: int) -> mmap.mmap:
+    """Maps the file; a new one, unless it was made since this machine started: what was written before a crash of the
+    machine may be on the disk in part.
 
     Raises:
         OSError: if the disk is full, before anything is written to memory that it has no room for.
     """
     started = hashlib.sha256(Path("/proc/sys/kernel/random/boot_id").read_bytes()).digest()
-    with path.open("ab") as lock, path.open("r+b") as file:
+    lock = os.open(path.parent, os.O_RDONLY)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if file.read(len(started)) != started:
-            file.truncate(0)
-        os.posix_fallocate(file.fileno(), 0, max(length, path.stat().st_size))
-        file.seek(0)
-        file.write(started)
-        file.flush()
-        return mmap.mmap(file.fileno(), length)
+        if path.exists():
+            with path.open("rb") as file:
+                known = file.read(len(started)) == started
+            if not known:
+                path.unlink()  # not emptied: another machine may have it mapped
+        with path.open("r+b" if path.exists() else "w+b") as file:
+            os.posix_fallocate(file.fileno(), 0, length)
+            file.write(started)
+            file.flush()
+            return mmap.mmap(file.fileno(), length)
+    finally:
+        os.close(lock)

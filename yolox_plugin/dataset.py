@@ -28,7 +28,7 @@ from mmdet.datasets.pipelines import (
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from .cache import ImageCache
+from .cache import ImageCache, file_stamp
 from .images import Array, EncodedImage, pixels
 from .pipelines import MixUp, Mosaic, RandomAffine, Results, YOLOXHSVRandomAug
 from .seeds import seed_everything
@@ -202,11 +202,15 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
         load, annotate = self.dataset.pipeline.transforms
         info, prefix = self.dataset.data_infos[index], self.dataset.img_prefix
         name = info["filename"] if prefix is None else os.path.join(prefix, info["filename"])
-        image: Array | EncodedImage | None = self._cache.get(index, name) if self._cache else None
+        image: Array | EncodedImage | None = None
+        keep = None
+        if self._cache:
+            stamp = file_stamp(name)
+            image = self._cache.get(index, stamp)
+            keep = partial(self._cache.put, index, stamp)
         if image is None:
             if load.file_client is None:
                 load.file_client = mmcv.FileClient(**load.file_client_args)
-            keep = partial(self._cache.put, index, name) if self._cache else None
             image = EncodedImage(name, load.file_client.get(name), keep)
         sample: Results = {"img_info": info, "ann_info": self.dataset.get_ann_info(index)}
         self.dataset.pre_pipeline(sample)

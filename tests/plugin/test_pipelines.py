@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from yolox_plugin import dataset as datasets
 from yolox_plugin import pipelines
+from yolox_plugin.cache import file_stamp
 from yolox_plugin.images import EncodedImage, jpeg_shape
 
 OURS = {name: getattr(pipelines, name) for name in ("Mosaic", "RandomAffine", "MixUp", "YOLOXHSVRandomAug")}
@@ -289,8 +290,8 @@ def test_a_cache_that_holds_a_part(images, tmp_path, caplog):
     for seed in range(50):
         index = seed % count
         same(draw(cached, index, seed), draw(plain, index, seed))
-    assert cached._cache.get(4, str(images / "004.jpg")) is not None
-    assert cached._cache.get(5, str(images / "005.jpg")) is None
+    assert cached._cache.get(4, file_stamp(str(images / "004.jpg"))) is not None
+    assert cached._cache.get(5, file_stamp(str(images / "005.jpg"))) is None
     [text] = [record.getMessage() for record in caplog.records if "cache" in record.getMessage()]
     assert f"room for 5 of {count} decoded images" in text
     assert f"cache_bytes is {size}" in text
@@ -309,7 +310,7 @@ def test_a_changed_file_is_read_again(tmp_path):
     path.write_text(path.read_text().replace('"height": 96', '"height": 90'))
     cached = build(root, standard(), cache="disk")
     same(draw(cached, 0, 1), draw(build(root, standard()), 0, 1))
-    assert cached._cache.get(0, str(root / "000.jpg")) is None
+    assert cached._cache.get(0, file_stamp(str(root / "000.jpg"))) is None
 
 
 def test_what_was_written_before_a_crash_of_the_machine_is_not_believed(images, tmp_path):
@@ -343,7 +344,7 @@ def test_no_step_writes_to_a_cached_image(images):
         draw(cached, seed % len(cached), seed)
     for i in range(len(cached)):
         name = str(images / f"{i:03}.jpg")
-        kept = cached._cache.get(i, name)
+        kept = cached._cache.get(i, file_stamp(name))
         assert kept is not None
         assert np.array_equal(kept, cv2.imread(name))
 
