@@ -16,7 +16,7 @@ from yolox_ops import _C, reference
 from yolox_ops.__main__ import main
 
 ROOT = Path(__file__).parent.parent
-OPERATORS = ("box_iou", "simota_cost", "simota_assign", "batched_nms", "yolox_detect", "ema_update_")
+OPERATORS = ("box_iou", "simota_cost", "simota_assign", "batched_nms", "yolox_detect", "ema_update_", "mixup_blend")
 
 
 def test_self_check_passes(capsys):
