@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from yolox_ops.reference import grid_priors
+
+try:
+    from cv2 import ipp
+except ImportError:
+    USES_IPP = False  # and there is nobody to compare with
+else:
+    USES_IPP = bool(ipp.useIPP())
 
 CLASSES = 80
 # Boxes lie on a grid of 1/16 pixel and scores differ. torchvision and mmcv separate classes by adding an offset in
@@ -38,6 +47,8 @@ class Case:
     name: str
     make: Callable[[], tuple[Any, ...]]
     quick: bool = False
+    cpu_only: bool = False
+    timed: bool = True
 
 
 def yolox_m_shapes() -> list[tuple[int, ...]]:
@@ -128,12 +139,30 @@ def iou_case(m: int, n: int, mode: str = "iou", aligned: bool = False) -> tuple[
     return boxes[:m].contiguous(), gts[:n].contiguous(), mode, aligned
 
 
+def gradient_case(*args: Any) -> tuple[Any, ...]:
+    """As `iou_case`, with the gradient of the overlaps in front."""
+    boxes1, boxes2, mode, aligned = iou_case(*args)
+    shape = (len(boxes1),) if aligned else (len(boxes1), len(boxes2))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)), boxes1, boxes2, mode, aligned
+
+
 def cost_case(kind: str, gt_count: int) -> tuple[Any, ...]:
     cls, obj, boxes, priors, gts, labels = predictions(kind, gt_count, seed=gt_count)
     return cls.sigmoid() * obj.sigmoid()[:, None], priors, boxes, gts, labels
 
 
-def assign_case(kind: str, *gt_counts: int) -> tuple[Any, ...]:
+# centre radius, candidate_topk, weight of the class cost, weight of the IoU cost: MMDetection's of the standard config
+STANDARD = (2.5, 10, 1.0, 3.0)
+
+VARIATIONS = {
+    "radius 1.5, top 13": (1.5, 13, 1.0, 3.0),
+    "radius 4, top 5": (4.0, 5, 1.0, 3.0),
+    "weights 2 and 0.5": (2.5, 10, 2.0, 0.5),
+    "weights 0 and 1, top 1": (2.5, 1, 0.0, 1.0),
+}
+
+
+def assign_case(kind: str, *gt_counts: int, parameters: tuple[float, int, float, float] = STANDARD) -> tuple[Any, ...]:
     """A batch whose images have these numbers of gts, padded to the largest."""
     images = [cost_case(kind, count) for count in gt_counts]
     scores, boxes = (torch.stack([image[i] for image in images]) for i in (0, 2))
@@ -141,7 +170,7 @@ def assign_case(kind: str, *gt_counts: int) -> tuple[Any, ...]:
     labels = torch.zeros(len(images), max(gt_counts), dtype=torch.int64)
     for i, image in enumerate(images):
         gts[i, : gt_counts[i]], labels[i, : gt_counts[i]] = image[3:]
-    return scores, images[0][1], boxes, gts, labels, torch.tensor(gt_counts)
+    return scores, images[0][1], boxes, gts, labels, torch.tensor(gt_counts), *parameters
 
 
 def nms_case(count: int, classes: int) -> tuple[Any, ...]:
@@ -162,6 +191,18 @@ def detect_case(batch: int) -> tuple[Any, ...]:
     return cls, obj, snap(boxes), 0.01, 0.65, 300
 
 
+def mixup_case(factor: float, flip: bool, ipp: bool) -> tuple[Any, ...]:
+    """A mosaic of 640 x 640 and a photograph of 640 x 480, whose canvas is enlarged by `factor`, where MMDetection's
+    MixUp cuts it after `np.random.seed(0)`."""
+    rng = torch.Generator().manual_seed(0)
+    image, partner = (torch.randint(256, (h, 640, 3), generator=rng, dtype=torch.uint8) for h in (640, 480))
+    side = int(640 * factor)
+    draws = np.random.RandomState(0)
+    draws.uniform(size=2)  # the factor and the flip, which MMDetection draws first
+    offset = tuple(int(draws.randint(0, side - 640)) if side > 640 else 0 for _ in "yx")
+    return image, partner, (640, 640), (side, side), offset, flip, 114, ipp
+
+
 def ema_case() -> tuple[Any, ...]:
     rng = torch.Generator().manual_seed(0)
     value = [torch.randn(shape, generator=rng) * 0.05 for shape in yolox_m_shapes()]
@@ -173,6 +214,8 @@ CASES = [
     Case("box_iou", "8400x100", lambda: iou_case(8400, 100)),
     Case("box_iou", "1000x1000", lambda: iou_case(1000, 1000)),
     Case("box_iou", "8400 pairs, giou", lambda: iou_case(8400, 8400, "giou", aligned=True), quick=True),
+    Case("box_iou_backward", "8400x40", lambda: gradient_case(8400, 40), quick=True),
+    Case("box_iou_backward", "8400 pairs, giou", lambda: gradient_case(8400, 8400, "giou", True), quick=True),
     Case("simota_cost", "8400x40 trained-like", lambda: cost_case("trained-like", 40), quick=True),
     Case("simota_assign", "8400x5 trained-like", lambda: assign_case("trained-like", 5)),
     Case("simota_assign", "8400x5 untrained", lambda: assign_case("untrained", 5)),
@@ -185,6 +228,11 @@ CASES = [
         "8 images, 5-100 gts",
         lambda: assign_case("trained-like", 5, 12, 20, 30, 40, 55, 75, 100),
     ),
+    *(
+        Case("simota_assign", name, partial(assign_case, kind, 1, 7, 20, 40, parameters=parameters), True, timed=False)
+        for kind in ("trained-like", "untrained")
+        for name, parameters in VARIATIONS.items()
+    ),
     Case("batched_nms", "300, 80 classes", lambda: nms_case(300, 80)),
     Case("batched_nms", "1000, 80 classes", lambda: nms_case(1000, 80), quick=True),
     Case("batched_nms", "8400, 80 classes", lambda: nms_case(8400, 80), quick=True),
@@ -193,4 +241,6 @@ CASES = [
     Case("batched_nms", "20000, 1 class", lambda: nms_case(20000, 1)),
     Case("yolox_detect", "8 images of 8400", lambda: detect_case(8), quick=True),
     Case("ema_update_", "YOLOX-M, 25.4 M values", ema_case, quick=True),
+    Case("mixup_blend", "640x640, enlarged", lambda: mixup_case(1.3, True, USES_IPP), quick=True, cpu_only=True),
+    Case("mixup_blend", "640x640, reduced", lambda: mixup_case(0.8, False, USES_IPP), cpu_only=True),
 ]

@@ -80,7 +80,9 @@ def lower_bounds(op: str, args: tuple[Any, ...], result: Any, rates: Rates) -> d
     moved = size(args) + size(result)
     logs = divides = sigmoids = 0
     pairs = 0.0
-    if op == "box_iou":
+    if op == "box_iou_backward":
+        divides = args[0].numel()
+    elif op == "box_iou":
         divides = result.numel() * (2 if args[2] == "giou" else 1)
     elif op == "simota_cost":
         logs, divides = args[0].numel() + 2 * result[0].numel(), result[0].numel()
@@ -107,11 +109,11 @@ def lower_bounds(op: str, args: tuple[Any, ...], result: Any, rates: Rates) -> d
 def assignment_work(args: tuple[Any, ...]) -> tuple[int, int, int]:
     """(logs, divides, rows of scores) that SimOTA needs: a row of C logs for each prior in box and centre of some gt,
     three logs for each such pair, a divide for each pair of a candidate and a gt that overlap."""
-    scores, priors, boxes, gts, _, counts = args
+    scores, priors, boxes, gts, _, counts, radius, *_ = args
     logs = divides = rows = 0
     for b, n in enumerate(counts.tolist()):
         real = gts[b, :n]
-        xy, reach = priors[:, None, :2], 2.5 * priors[:, None, 2:]
+        xy, reach = priors[:, None, :2], radius * priors[:, None, 2:]
         in_box = ((xy > real[:, :2]) & (xy < real[:, 2:])).all(-1)
         in_centre = ((xy - (real[:, :2] + real[:, 2:]) / 2).abs() < reach).all(-1)
         both = in_box & in_centre

@@ -6,7 +6,7 @@ Exit status: 0 all agree, 1 some result differs, 2 wrong arguments. Times never 
 from __future__ import annotations
 
 import argparse
-import platform
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import report
 import torch
 from cases import CASES, Case
 from limits import Rates, lower_bounds, measure_rates
+from machine import facts
 from measure import extra_bytes, interleaved
 from parity import compare
 from peers import Peer, find_peers, ours
@@ -69,10 +70,6 @@ class Contestant:
         return to(self.convert(raw) if self.updated is None else self.updated, "cpu", copy=True)
 
 
-def specification(case: Case) -> Peer:
-    return Peer("reference", lambda *args: lambda: getattr(reference, case.op)(*args))
-
-
 def bench_case(case: Case, peers: list[Peer], options: argparse.Namespace, rates: Rates) -> report.Row:
     """Parity of our result with the reference and each peer; then, if all agree, the times."""
     device = torch.device(options.device)
@@ -82,20 +79,23 @@ def bench_case(case: Case, peers: list[Peer], options: argparse.Namespace, rates
     row = report.Row(case.op, case.name)
     mine = us.result()
     contestants = [us]
-    for peer in [specification(case), *peers]:
+    compared = [peer for peer in peers if case.timed or not peer.otherwise]
+    for peer in [ours(case.op, reference, "reference"), *compared]:
         try:
             other = Contestant(peer, case, on_cpu if peer.name == "reference" else args)
-            theirs = other.result()
+            theirs = None if peer.otherwise else other.result()
         except Exception as error:
             if device.type == "cpu":
                 raise
             row.absent[peer.name] = str(error).splitlines()[0]  # a peer without kernels for that device
             continue
-        verdict = compare(case.op, on_cpu, mine, theirs)
-        row.verdicts[peer.name] = verdict
+        if peer.otherwise:
+            row.otherwise[peer.name] = peer.otherwise
+        else:
+            row.verdicts[peer.name] = compare(case.op, on_cpu, mine, theirs, peer.name)
         if peer.name != "reference":
             contestants.append(other)
-    if any(verdict.problems for verdict in row.verdicts.values()):
+    if not case.timed or any(verdict.problems for verdict in row.verdicts.values()):
         return row
     with torch.no_grad():
         row.limits = lower_bounds(case.op, args, to(mine, device), rates)
@@ -104,42 +104,31 @@ def bench_case(case: Case, peers: list[Peer], options: argparse.Namespace, rates
     return row
 
 
-def facts(options: argparse.Namespace, missing: dict[str, str]) -> dict[str, Any]:
-    """What a reader has to know of the machine."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor() or platform.machine()
-    return {
-        "cpu": cpu,
-        "device": options.device,
-        "threads": options.threads,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu_capability": yolox_ops.cpu_capability(),
-        "missing": missing,
-    }
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     torch.set_num_threads(options.threads)
     tables, missing = find_peers()
     rates = measure_rates(torch.device(options.device))
-    machine = facts(options, missing)
+    machine = facts() | {
+        "device": options.device,
+        "threads": options.threads,
+        "cpu_capability": yolox_ops.cpu_capability(),
+        "missing": missing,
+    }
     print(report.header(machine, rates), flush=True)
     rows = []
     for case in CASES:
-        if (case.quick or not options.quick) and options.only in (None, case.op):
+        wanted = (case.quick or not options.quick) and options.only in (None, case.op)
+        if wanted and (options.device == "cpu" or not case.cpu_only):
             rows.append(bench_case(case, [t[case.op] for t in tables if case.op in t], options, rates))
             print(report.lines(rows[-1]), flush=True)
     targets = report.targets(rows, options.only)
     print(report.summary(rows, targets))
+    data = report.data(machine, rates, rows, targets)
     if options.json:
-        report.write_json(options.json, machine, rates, rows, targets)
+        options.json.write_text(json.dumps(data, indent=1) + "\n")
     if options.plot:
-        report.plot(options.plot, machine, rows)
+        report.plot(options.plot, data)
     return int(any(verdict.problems for row in rows for verdict in row.verdicts.values()))
 
 

@@ -23,79 +23,115 @@ class Peer:
     """An implementation of one operator.
 
     prepare(*args) returns the call to time; convert turns what that call returned into what yolox_ops returns.
+    `otherwise` says what a peer of other semantics does instead: it is timed, not compared.
     """
 
     name: str
     prepare: Callable[..., Callable[[], Any]]
     convert: Callable[[Any], Any] = lambda raw: raw
+    otherwise: str = ""
 
 
-def ours(op: str) -> Peer:
+def ours(op: str, source: Any = yolox_ops, name: str = "yolox_ops") -> Peer:
+    """The operator of yolox_ops, or of another `source` of the same functions."""
+    if op == "box_iou_backward":
+        return Peer(name, gradient(lambda *args: source.box_iou(*args)))
     # Looked up at each call, so that a replaced operator is the one that gets checked and timed.
-    return Peer("yolox_ops", lambda *args: lambda: getattr(yolox_ops, op)(*args))
+    return Peer(name, lambda *args: lambda: getattr(source, op)(*args))
+
+
+def gradient(overlaps: Callable[..., Tensor]) -> Callable[..., Callable[[], Any]]:
+    """`prepare` of box_iou_backward by autograd: the backward alone, through a graph that is made once."""
+
+    def prepare(grad: Tensor, boxes1: Tensor, boxes2: Tensor, mode: str, aligned: bool) -> Callable[[], Any]:
+        leaves = [boxes.clone().requires_grad_() for boxes in (boxes1, boxes2)]
+        result = overlaps(*leaves, mode, aligned)
+        return lambda: torch.autograd.grad(result, leaves, grad, retain_graph=True)
+
+    return prepare
+
+
+MEGVII = "Megvii's semantics: centre region of 1.5 strides alone, so other assignments; not compared for parity"
 
 
 def megvii_assign(scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """SimOTA of one image, step by step as the YOLOX paper (section 2.1) and its code go about it, in plain torch.
+    """SimOTA of one image as Megvii's YOLOX goes about it today, in plain torch: the gt of each prior [P], -1 for the
+    background, and their IoU [P].
 
-    Layout [G, V] and a [G, V, C] cross-entropy as there; constants, candidate rule and tie-breaking matrix are
-    mmdet's (box OR centre region, eps 1e-7, least cost over all gts), so that the results can be compared.
+    Only priors within 1.5 strides of a gt's centre are candidates, inside of its box or not. Matrices are [G, V], the
+    cross-entropy is [G, V, C].
     """
-    # 1. Fixed centre prior: which priors lie in a gt and within 2.5 strides of its centre.
-    x, y, stride = priors[None, :, 0], priors[None, :, 1], priors[None, :, 2]
-    left, top, right, bottom = gts[:, :, None].unbind(1)
-    in_box = torch.stack([x - left, y - top, right - x, bottom - y], -1).min(-1).values > 0
-    centre_x, centre_y = (left + right) / 2, (top + bottom) / 2
-    reach = 2.5 * stride
-    sides = [x - (centre_x - reach), y - (centre_y - reach), centre_x + reach - x, centre_y + reach - y]
-    in_centre = torch.stack(sides, -1).min(-1).values > 0
-    candidate = (in_box | in_centre).any(0)
-    preferred = (in_box & in_centre)[:, candidate]
-    gt_index = torch.full((len(priors),), -1, dtype=torch.int64, device=priors.device)
+    gt_index = torch.full((len(priors),), -1, device=priors.device)
     matched_iou = torch.zeros(len(priors), device=priors.device)
-    if not candidate.any():
+    # 1. Geometry: which priors are near which gt's centre.
+    centre = (gts[:, None, :2] + gts[:, None, 2:]) / 2
+    near = ((priors[:, :2] - centre).abs() < 1.5 * priors[:, 2:]).all(-1)
+    candidate = near.any(0).nonzero()[:, 0]
+    if not len(candidate):
         return gt_index, matched_iou
-    # 2. Pairwise IoU and its cost.
-    predicted = boxes[candidate]
-    low = torch.max(gts[:, None, :2], predicted[:, :2])
-    high = torch.min(gts[:, None, 2:], predicted[:, 2:])
-    inter = (high - low).prod(2) * (low < high).all(2)
-    gt_area, area = (gts[:, 2:] - gts[:, :2]).prod(1), (predicted[:, 2:] - predicted[:, :2]).prod(1)
-    iou = inter / (gt_area[:, None] + area - inter)
-    # 3. Classification cost of every (gt, prior, class).
-    count, classes = len(predicted), scores.shape[1]
-    target = F.one_hot(labels, classes).float().unsqueeze(1).repeat(1, count, 1)
-    root = scores[candidate].unsqueeze(0).repeat(len(gts), 1, 1).sqrt_()
-    cost = F.binary_cross_entropy(root, target, reduction="none").sum(-1)
-    cost = cost - 3.0 * torch.log(iou + 1e-7) + 100000.0 * ~preferred
-    # 4. Dynamic k, then the k cheapest candidates of each gt.
-    dynamic_k = iou.topk(min(10, count), 1).values.sum(1).int().clamp(min=1)
-    matching = torch.zeros_like(cost, dtype=torch.uint8)
-    for gt in range(len(gts)):
-        matching[gt][cost[gt].topk(int(dynamic_k[gt]), largest=False).indices] = 1
-    # 5. A prior wanted by several gts goes to the cheapest.
-    contested = matching.sum(0) > 1
-    if contested.any():
-        winner = cost[:, contested].argmin(0)
-        matching[:, contested] = 0
-        matching[winner, contested.nonzero()[:, 0]] = 1
-    positive = matching.sum(0) > 0
-    rows = candidate.nonzero()[positive.nonzero()[:, 0], 0]
-    gt_index[rows] = matching[:, positive].argmax(0)
-    matched_iou[rows] = (matching * iou).sum(0)[positive]
+    near, predicted = near[:, candidate], boxes[candidate]
+    # 2. IoU of each gt with each candidate's box.
+    low = torch.maximum(gts[:, None, :2], predicted[:, :2])
+    high = torch.minimum(gts[:, None, 2:], predicted[:, 2:])
+    inter = (high - low).prod(-1) * (low < high).all(-1)
+    areas = [(side[:, 2:] - side[:, :2]).prod(-1) for side in (gts, predicted)]
+    iou = inter / (areas[0][:, None] + areas[1] - inter)
+    # 3. Cost: of the classes, of the IoU, and of a candidate that is near another gt only.
+    shape = (len(gts), *scores[candidate].shape)
+    target = F.one_hot(labels, shape[-1]).float()[:, None].expand(shape)
+    cost = F.binary_cross_entropy(scores[candidate].sqrt().expand(shape), target, reduction="none").sum(-1)
+    cost.sub_((iou + 1e-8).log_(), alpha=3.0).add_(~near, alpha=1e6)
+    # 4. The dynamic k cheapest candidates of each gt.
+    wanted = torch.zeros_like(near)
+    ks = iou.topk(min(10, len(candidate)), 1).values.sum(1).int().clamp(min=1).tolist()
+    for row, costs, k in zip(wanted, cost, ks, strict=True):
+        row[costs.topk(k, largest=False).indices] = True
+    # 5. A candidate of several gts goes to the cheapest of all.
+    takers = wanted.sum(0)
+    contested = (takers > 1).nonzero()[:, 0]
+    wanted[:, contested] = False
+    wanted[cost[:, contested].argmin(0), contested] = True
+    taken = takers > 0
+    owner = wanted[:, taken].int().argmax(0)
+    gt_index[candidate[taken]] = owner
+    matched_iou[candidate[taken]] = iou[owner, taken.nonzero()[:, 0]]
     return gt_index, matched_iou
 
 
 def megvii() -> dict[str, Peer]:
-    def prepare(scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor, num_gts: Tensor) -> Any:
+    def prepare(
+        scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor, num_gts: Tensor, *_: Any
+    ) -> Any:
         counts = num_gts.tolist()
         return lambda: [
             megvii_assign(scores[i], priors, boxes[i], gts[i, :n], labels[i, :n]) for i, n in enumerate(counts)
         ]
 
-    return {
-        "simota_assign": Peer("Megvii's steps", prepare, lambda raw: tuple(map(torch.stack, zip(*raw, strict=True))))
-    }
+    return {"simota_assign": Peer("Megvii's steps", prepare, otherwise=MEGVII)}
+
+
+def opencv() -> dict[str, Peer]:
+    import cv2
+    import numpy as np
+
+    def blend(
+        image: Tensor, partner: Tensor, canvas: Any, scaled: Any, offset: Any, flip: bool, pad: int, ipp: bool
+    ) -> Any:
+        levels, other, (y, x) = image.numpy(), partner.numpy(), offset
+
+        def run() -> Any:
+            picture = np.full((*canvas, 3), float(pad))
+            picture[: other.shape[0], : other.shape[1]] = other
+            picture = cv2.resize(picture, scaled[::-1])
+            picture = picture[:, ::-1] if flip else picture
+            seen = picture[y : y + levels.shape[0], x : x + levels.shape[1]].astype(np.uint8)
+            whole = np.zeros_like(levels)
+            whole[: seen.shape[0], : seen.shape[1]] = seen
+            return ((levels.astype(np.uint16) + whole) >> 1).astype(np.uint8)
+
+        return run
+
+    return {"mixup_blend": Peer("cv2 + numpy", blend, torch.from_numpy)}
 
 
 def torch_foreach() -> dict[str, Peer]:
@@ -115,6 +151,10 @@ def torchvision() -> dict[str, Peer]:
             return lambda: generalized_box_iou_loss(boxes1, boxes2)
         return lambda: box_iou(boxes1, boxes2)
 
+    def overlaps(boxes1: Tensor, boxes2: Tensor, mode: str, aligned: bool) -> Any:
+        result = iou(boxes1, boxes2, mode, aligned)()
+        return 1 - result if aligned else result
+
     def detect(cls: Tensor, obj: Tensor, boxes: Tensor, score_thr: float, iou_thr: float, limit: int) -> Any:
         def image(cls: Tensor, obj: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
             best, labels = cls.max(-1)
@@ -128,6 +168,7 @@ def torchvision() -> dict[str, Peer]:
 
     return {
         "box_iou": Peer("torchvision", iou, lambda raw: 1 - raw if raw.dim() == 1 else raw),
+        "box_iou_backward": Peer("torchvision", gradient(overlaps)),
         "batched_nms": Peer("torchvision", lambda *args: lambda: batched_nms(*args)),
         "yolox_detect": Peer("torchvision", detect, pad_detections),
     }
@@ -145,9 +186,11 @@ def mmcv() -> dict[str, Peer]:
 
 def mmdet() -> dict[str, Peer]:
     with quiet():
+        import numpy as np
         from mmcv import ConfigDict
         from mmdet.core import ExpMomentumEMAHook, bbox_overlaps
         from mmdet.core.bbox.assigners import SimOTAAssigner
+        from mmdet.datasets.pipelines import MixUp
         from mmdet.models import YOLOXHead
 
     class CostTaken(Exception):
@@ -176,8 +219,19 @@ def mmdet() -> dict[str, Peer]:
             rows[valid] = values
         return tuple(full)
 
-    def assign(scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor, num_gts: Tensor) -> Any:
-        assigner, counts = SimOTAAssigner(center_radius=2.5), num_gts.tolist()
+    def assign(
+        scores: Tensor,
+        priors: Tensor,
+        boxes: Tensor,
+        gts: Tensor,
+        labels: Tensor,
+        num_gts: Tensor,
+        radius: float,
+        topk: int,
+        cls_weight: float,
+        iou_weight: float,
+    ) -> Any:
+        assigner, counts = SimOTAAssigner(radius, topk, iou_weight=iou_weight, cls_weight=cls_weight), num_gts.tolist()
         return lambda: [
             assigner.assign(scores[i], priors, boxes[i], gts[i, :n], labels[i, :n]) for i, n in enumerate(counts)
         ]
@@ -213,8 +267,24 @@ def mmdet() -> dict[str, Peer]:
     def iou(boxes1: Tensor, boxes2: Tensor, mode: str, aligned: bool) -> Any:
         return lambda: bbox_overlaps(boxes1, boxes2, mode, aligned)
 
+    def blend(
+        image: Tensor, partner: Tensor, canvas: Any, scaled: Any, offset: Any, flip: bool, pad: int, ipp: bool
+    ) -> Any:
+        factor = (scaled[0] + 0.5) / canvas[0]  # MMDetection rounds down
+        mixup = MixUp(canvas, (factor, factor), float(flip), float(pad))
+        box, label = np.array([[10, 20, 200, 300]], np.float32), np.zeros(1, np.int64)
+
+        def run() -> Any:
+            np.random.seed(0)  # by whose draws `mixup_case` has its offset
+            mix = {"img": partner.numpy(), "gt_bboxes": box.copy(), "gt_labels": label}
+            return mixup({"img": image.numpy(), "gt_bboxes": box, "gt_labels": label, "mix_results": [mix]})["img"]
+
+        return run
+
     return {
         "box_iou": Peer("mmdet", iou),
+        "box_iou_backward": Peer("mmdet", gradient(bbox_overlaps)),
+        "mixup_blend": Peer("mmdet", blend, torch.from_numpy),
         "simota_cost": Peer("mmdet", cost, scatter),
         "simota_assign": Peer("mmdet", assign, stack_assigned),
         "yolox_detect": Peer("mmdet", detect, pad_detections),
@@ -243,7 +313,7 @@ def quiet() -> Iterator[None]:
 def find_peers() -> tuple[list[dict[str, Peer]], dict[str, str]]:
     """The peers installed, each a table of operators, and for each one missing the reason."""
     found, missing = [], {}
-    for source in (mmdet, mmcv, torchvision, torch_foreach, megvii):
+    for source in (mmdet, mmcv, torchvision, opencv, torch_foreach, megvii):
         try:
             found.append(source())
         except Exception as error:  # a library built for another torch fails in any way it likes

@@ -1,14 +1,14 @@
-"""The benchmark's table, targets, JSON and chart."""
+"""The operators' table, targets, JSON and chart; and the chart of stacked bars that the other benchmarks draw."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from limits import Rates
+from machine import caption
 from measure import Timing
 from parity import Verdict
 
@@ -33,6 +33,7 @@ class Row:
     op: str
     case: str
     verdicts: dict[str, Verdict] = field(default_factory=dict)
+    otherwise: dict[str, str] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     timings: dict[str, Timing] = field(default_factory=dict)
     extra: dict[str, int | None] = field(default_factory=dict)
@@ -61,26 +62,28 @@ def megabytes(value: int | None) -> str:
 
 
 def header(machine: dict[str, Any], rates: Rates) -> str:
-    keys = ("cpu", "cpu_capability", "threads", "device", "torch", "python")
+    keys = ("cpu_capability", "threads", "device", "python")
     bandwidth = ", ".join(f"{size / 2**20:g} MiB {value / 1e9:.0f}" for size, value in rates.bandwidth.items())
     text = [
+        caption(machine),
         "  ".join(f"{key}={machine[key]}" for key in keys),
         f"bandwidth in GB/s by working set: {bandwidth}; in 1e9/s: log {rates.log / 1e9:.2f}, divide"
         f" {rates.divide / 1e9:.2f}, sigmoid {rates.sigmoid / 1e9:.2f}",
         *(f"missing: {name} ({reason})" for name, reason in machine["missing"].items()),
         "ratio: time over ours. spread: interquartile range over median. extra: peak memory of a call beyond what was",
         "there, result included. limit: the largest part of the necessary work at those rates; our time over it.",
+        "ties: differences that equal costs, a score at the threshold or IPP's rounding leave open.",
         "",
-        f"{'operator':14} {'case':23} {'':15} {'median':>9} {'spread':>6} {'ratio':>7} {'extra':>10}  limit",
+        f"{'operator':16} {'case':24} {'':15} {'median':>9} {'spread':>6} {'ratio':>7} {'extra':>10}  limit",
     ]
     return "\n".join(text)
 
 
 def lines(row: Row) -> str:
     """The case's lines of the table."""
-    text = []
+    text = [] if row.timings else [f"{row.op:16} {row.case:24} compared with {', '.join(row.verdicts)}"]
     for i, (name, timing) in enumerate(row.timings.items()):
-        label = f"{row.op:14} {row.case:23}" if i == 0 else 38 * " "
+        label = f"{row.op:16} {row.case:24}" if i == 0 else 41 * " "
         ratio = row.ratio(name) if i else None
         line = (
             f"{label} {name:15} {seconds(timing.median):>9} {timing.spread:6.0%} {f'{ratio:.1f}x' if ratio else '':>7}"
@@ -91,10 +94,10 @@ def lines(row: Row) -> str:
             line += f"  {seconds(limit)} {binding}, {timing.median / limit:.1f}x"
         text.append(line.rstrip())
     for name, reason in row.absent.items():
-        text.append(f"{38 * ' '} {name:15} not on this device: {reason}")
+        text.append(f"{41 * ' '} {name:15} not on this device: {reason}")
     for name, verdict in row.verdicts.items():
-        if verdict.near_ties:
-            text.append(f"{38 * ' '} {name:15} {verdict.near_ties} differ by near ties")
+        if verdict.ties:
+            text.append(f"{41 * ' '} {name:15} {verdict.ties} ties")
         text += [f"MISMATCH {row.op} {row.case} with {name}: {problem}" for problem in verdict.problems]
     return "\n".join(text)
 
@@ -130,30 +133,31 @@ def summary(rows: list[Row], targets: list[Target]) -> str:
     """The targets one by one, and the whole run in one line."""
     word = {True: "met", False: "NOT MET", None: "not measured"}
     text = ["", *(f"target {t.what}: {t.found if t.met is not None else ''} {word[t.met]}" for t in targets)]
+    text += sorted({f"{name}: {what}" for row in rows for name, what in row.otherwise.items()})
     verdicts = [verdict for row in rows for verdict in row.verdicts.values()]
     bad = sum(bool(verdict.problems) for verdict in verdicts)
-    ties = sum(verdict.near_ties for verdict in verdicts)
+    ties = sum(verdict.ties for verdict in verdicts)
     parity = f"{bad} of {len(verdicts)} comparisons DIFFER" if bad else f"all {len(verdicts)} comparisons agree"
     met = sum(t.met is True for t in targets)
-    text.append(f"parity: {parity} ({len(rows)} cases, {ties} near ties); targets: {met} of {len(targets)} met")
+    text.append(f"parity: {parity} ({len(rows)} cases, {ties} ties); targets: {met} of {len(targets)} met")
     return "\n".join(text)
 
 
-def write_json(path: Path, machine: dict[str, Any], rates: Rates, rows: list[Row], targets: list[Target]) -> None:
-    data = {
+def data(machine: dict[str, Any], rates: Rates, rows: list[Row], targets: list[Target]) -> dict[str, Any]:
+    """Everything of a run, for JSON."""
+    return {
         "machine": machine,
         "rates": asdict(rates),
         "cases": [asdict(row) for row in rows],
         "targets": [asdict(target) for target in targets],
     }
-    path.write_text(json.dumps(data, indent=1) + "\n")
 
 
 def can_plot() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def plot(path: Path, machine: dict[str, Any], rows: list[Row]) -> None:
+def plot(path: Path, data: dict[str, Any]) -> None:
     """A group of horizontal bars for each case, time on a logarithmic axis, each peer labelled with its ratio."""
     import matplotlib
 
@@ -161,19 +165,20 @@ def plot(path: Path, machine: dict[str, Any], rows: list[Row]) -> None:
     from matplotlib import pyplot
 
     colours = {US: "#1a5fb4", "mmdet": "#c64600", "mmcv": "#e5a50a", "torchvision": "#2ec27e"}
-    colours |= {"Megvii's steps": "#813d9c", "torch foreach": "#77767b"}
-    timed = [row for row in rows if row.timings]
-    figure, axes = pyplot.subplots(figsize=(10, 1 + 0.24 * sum(len(row.timings) + 1 for row in timed)))
-    y, ticks, seen = 0.0, [], set()
-    for row in timed:
-        ticks.append((y + (len(row.timings) - 1) / 2, f"{row.op}\n{row.case}"))
-        for name, timing in row.timings.items():
-            label = None if name in seen else name
-            seen.add(name)
-            axes.barh(y, timing.median * 1e3, height=0.85, color=colours.get(name, "#c0bfbc"), label=label)
-            ratio = row.ratio(name) if name != US else None
-            text = f" {seconds(timing.median)}" + (f"  {ratio:.3g}x" if ratio else "")
-            axes.text(timing.median * 1e3, y, text, va="center", fontsize=8, weight="normal" if ratio else "bold")
+    colours |= {"Megvii's steps": "#813d9c", "torch foreach": "#77767b", "cv2 + numpy": "#986a44"}
+    timed = [case for case in data["cases"] if case["timings"]]
+    figure, axes = pyplot.subplots(figsize=(10, 1 + 0.24 * sum(len(case["timings"]) + 1 for case in timed)))
+    y, ticks, names = 0.0, [], dict[str, str]()
+    for case in timed:
+        ticks.append((y + (len(case["timings"]) - 1) / 2, f"{case['op']}\n{case['case']}"))
+        base = case["timings"][US]["median"]
+        for name, timing in case["timings"].items():
+            median = timing["median"]
+            axes.barh(y, median * 1e3, height=0.85, color=colours.get(name, "#c0bfbc"))
+            text = f" {seconds(median)}" + (f"  {median / base:.3g}x" if name != US else "")
+            names[name] = name + "*" * (name in case["otherwise"])
+            text += "*" * (name in case["otherwise"])
+            axes.text(median * 1e3, y, text, va="center", fontsize=8, weight="bold" if name == US else "normal")
             y += 1
         y += 1
     axes.set_xscale("log")
@@ -181,10 +186,13 @@ def plot(path: Path, machine: dict[str, Any], rows: list[Row]) -> None:
     axes.set_xlim(low, high * 4)  # room for the last label
     axes.set_ylim(y - 0.5, -1)
     axes.set_yticks([at for at, _ in ticks], [text for _, text in ticks], fontsize=8)
-    axes.set_xlabel("milliseconds a call, median, logarithmic; shorter is better")
-    axes.set_title(f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}", fontsize=9)
+    notes = {f"* {what}" for case in timed for what in case["otherwise"].values()}
+    axes.set_xlabel("\n".join(["milliseconds a call, median, logarithmic; shorter is better", *sorted(notes)]))
+    machine = data["machine"]
+    axes.set_title(f"{caption(machine)}, {machine['threads']} threads", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="upper center", ncols=len(seen), fontsize=8, frameon=False)
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colours.get(name, "#c0bfbc")) for name in names]
+    figure.legend(handles, names.values(), loc="upper center", ncols=len(names), fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / figure.get_figheight()))
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -1,7 +1,8 @@
 """Times whole training steps, MMDetection's and the plugin's in turns: python benchmarks/train_bench.py
 
-From the unmodified config, the same weights and batches; first makes sure that losses and gradients agree. Exit status:
-0 they agree, 1 they differ, 2 wrong arguments. Times never change it.
+From the unmodified config, the same weights and batches; first makes sure that losses and gradients agree. LibreYOLO,
+where it is installed, trains its own YOLOX of that size on the same batches: other semantics, so timed and not compared.
+Exit status: 0 they agree, 1 they differ, 2 wrong arguments. Times never change it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,10 +22,14 @@ from typing import Any
 
 import torch
 from cases import make_gts
-from parity import NEAR_TIE_SHARE
+from figures import train_chart
+from machine import caption, facts
+from parity import Verdict, compare_assignments
 from peers import quiet
-from report import can_plot, stacked_bars
+from report import can_plot
 from torch import Tensor
+
+import yolox_ops
 
 with quiet():
     import mmcv
@@ -38,15 +43,12 @@ with quiet():
 
 CONFIGS = Path(mmdet.__file__).parent / ".mim/configs/yolox"
 STAGES = ("data wait", "forward", "assignment", "losses", "backward", "optimizer", "EMA")
-STOCK, PLUGIN, BFLOAT16 = "mmdet", "plugin", "plugin bfloat16"
-# (gts an image, side, what, at least so many times faster than MMDetection)
-TARGETS = [
-    (30, PLUGIN, "head loss", 40.0),
-    (30, PLUGIN, "step", 1.15),
-    (100, PLUGIN, "step", 1.8),
-    (30, BFLOAT16, "step", 3.3),
-    (100, BFLOAT16, "step", 5.0),
-]
+STOCK, STOCK_BFLOAT16, PLUGIN, BFLOAT16 = "mmdet", "mmdet bfloat16", "plugin", "plugin bfloat16"
+NETWORK = ("forward", "backward")
+# Of the positives, at most this share may go to other priors as the networks' outputs differ by rounding.
+ROUNDING_SHARE = 0.01
+# (side, at most this share of a step outside of the network's forward and backward)
+TARGETS = {PLUGIN: 0.03, BFLOAT16: 0.07}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -121,19 +123,33 @@ class Stopwatch:
         return seconds
 
 
+def in_bfloat16(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` under autocast, as a user of MMDetection would have it."""
+
+    def lowered(*args: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return call(*args)
+
+    return lowered
+
+
 class Side:
     """One implementation: detector, optimizer and hooks as its own registries build them from the config."""
 
     def __init__(self, cfg: Config, name: str) -> None:
         self.name = name
         self.before_step: Callable[[], None] = lambda: None
-        self.assigned: list[Tensor] = []  # for each image of the last step the gt of every prior
+        self.assigned: list[Any] = []  # of the last step, what `recorded` kept of each call
         model = cfg.model.copy()
         if name == BFLOAT16:
             model["autocast"] = "bfloat16"
         self.network = build_detector(model)
         self.network.train()
         self.head = self.network.bbox_head
+        if name == STOCK_BFLOAT16:  # losses in float32, as with the plugin
+            self.network.extract_feat = in_bfloat16(self.network.extract_feat)
+            forward = in_bfloat16(self.head.forward)
+            self.head.forward = lambda *args: [[level.float() for level in levels] for levels in forward(*args)]
         self.model = build_dp(self.network, "cpu", device_ids=[0])
         self.optimizer = build_optimizer(self.model, cfg.optimizer)
         self.optimizer_hook = mmcv.build_from_cfg({**cfg.optimizer_config, "type": "OptimizerHook"}, HOOKS)
@@ -148,13 +164,13 @@ class Side:
         self.ema_hook.before_run(self.runner)
         self.batches: Iterator[dict[str, Any]] = iter(())
 
-    def recorded(self, assign: Callable[..., Any], gts: Callable[[Any], Iterable[Tensor]]) -> Callable[..., Any]:
-        """`assign`, timed, and what `gts` finds in its results kept."""
+    def recorded(self, assign: Callable[..., Any], keep: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+        """`assign`, timed, with what `keep` makes of its arguments and result kept in `assigned`."""
         timed = self.assign_watch.around(assign)
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            result = timed(*args, **kwargs)
-            self.assigned.extend(gts(result))
+        def call(*args: Any) -> Any:
+            result = timed(*args)
+            self.assigned.append(keep(args, result))
             return result
 
         return call
@@ -181,34 +197,91 @@ class Side:
         self.ema_hook.after_train_iter(self.runner)
         clock.append(time.perf_counter())
         self.runner.iter += 1
-        wait, train, optimize, ema = (b - a for a, b in itertools.pairwise(clock))
-        loss, assignment, step = self.loss_watch.read(), self.assign_watch.read(), self.step_watch.read()
-        return dict(
-            zip(
-                STAGES,
-                (wait, train - loss, assignment, loss - assignment, optimize - step, step, ema),
-                strict=True,
-            )
-        )
+        return stages(clock, self.loss_watch, self.assign_watch, self.step_watch)
 
-    def network_alone(self, batch: int, size: int) -> float:
-        """Seconds of forward and backward with no loss: what a step cannot go below."""
-        images = torch.rand(batch, 3, size, size) * 255
-        start = time.perf_counter()
+    def network_alone(self, images: Tensor) -> Tensor:
+        """Forward with no loss: a number to go backward from."""
         if self.name == BFLOAT16:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.name == BFLOAT16):
             outputs = self.head(self.network.extract_feat(images))
-        total = torch.stack([level.float().mean() for levels in outputs for level in levels]).sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        return time.perf_counter() - start
+        return torch.stack([level.float().mean() for levels in outputs for level in levels]).sum()
+
+
+def stages(
+    clock: list[float], loss_watch: Stopwatch, assign_watch: Stopwatch, step_watch: Stopwatch
+) -> dict[str, float]:
+    """Seconds of STAGES from the times before and after the loader, the forward, the optimizer and the average."""
+    wait, train, optimize, ema = (b - a for a, b in itertools.pairwise(clock))
+    loss, assignment, step = loss_watch.read(), assign_watch.read(), step_watch.read()
+    seconds = (wait, train - loss, assignment, loss - assignment, optimize - step, step, ema)
+    return dict(zip(STAGES, seconds, strict=True))
+
+
+class Libre:
+    """LibreYOLO's own YOLOX, the present way of Megvii's code, trained as its trainer does on a CPU."""
+
+    def __init__(self, cfg: Config, size: str) -> None:
+        import libreyolo
+        from libreyolo.models.yolox.nn import LibreYOLOXModel
+        from libreyolo.training.ema import ModelEMA
+
+        self.name = f"LibreYOLO {'.'.join(libreyolo.__version__.split('.')[:2])}"
+        self.network = LibreYOLOXModel(size, cfg.model.bbox_head.num_classes).train()
+        self.network.init_weights()
+        self.head = self.network.head
+        settings = {key: cfg.optimizer[key] for key in ("lr", "momentum", "weight_decay", "nesterov")}
+        self.optimizer = torch.optim.SGD(self.network.parameters(), **settings)
+        self.average = ModelEMA(self.network)
+        self.loss_watch, self.assign_watch, self.step_watch = Stopwatch(), Stopwatch(), Stopwatch()
+        self.head.get_losses = self.loss_watch.around(self.head.get_losses)
+        self.head.get_assignments = self.assign_watch.around(self.head.get_assignments)
+        self.optimizer.step = self.step_watch.around(self.optimizer.step)  # type: ignore[method-assign]
+        self.batches: Iterator[dict[str, Any]] = iter(())
+
+    def start(self, state: dict[str, Tensor], loader: Any) -> None:
+        """Its own weights go on; no momentum."""
+        self.optimizer.state.clear()
+        self.batches = iter(loader)
+
+    def step(self) -> dict[str, float]:
+        """One training step; seconds of each stage."""
+        clock = [time.perf_counter()]
+        batch = next(self.batches)
+        boxes, labels = (torch.stack(batch[key].data[0]) for key in ("gt_bboxes", "gt_labels"))
+        sides = boxes[..., 2:] - boxes[..., :2]
+        targets = torch.cat([labels[..., None], boxes[..., :2] + sides / 2, sides], -1)
+        clock.append(time.perf_counter())
+        loss = self.network(batch["img"].data[0], targets)["total_loss"]
+        clock.append(time.perf_counter())
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        clock.append(time.perf_counter())
+        self.average.update(self.network)
+        clock.append(time.perf_counter())
+        return stages(clock, self.loss_watch, self.assign_watch, self.step_watch)
+
+    def network_alone(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.head.forward_train_maps(self.network.backbone(images))[0]
+        return outputs.mean()
+
+
+def seconds_alone(side: Side | Libre, batch: int, size: int) -> float:
+    """Seconds of forward and backward with no loss: what a step cannot go below."""
+    images = torch.rand(batch, 3, size, size) * 255
+    start = time.perf_counter()
+    side.network_alone(images).backward()  # type: ignore[no-untyped-call]
+    return time.perf_counter() - start
 
 
 def build_sides(cfg: Config) -> list[Side]:
     """MMDetection's classes first: importing the plugin replaces them in the registries."""
 
-    stock = Side(cfg, STOCK)
-    stock.head.assigner.assign = stock.recorded(stock.head.assigner.assign, lambda result: [result.gt_inds - 1])
+    stock = [Side(cfg, name) for name in (STOCK, STOCK_BFLOAT16)]
+    for side in stock:
+        assigner = side.head.assigner
+        assigner.assign = side.recorded(assigner.assign, lambda args, result: (args, result))
     os.environ["YOLOX_PLUGIN"] = "on"
     import yolox_plugin
 
@@ -216,15 +289,35 @@ def build_sides(cfg: Config) -> list[Side]:
     assign = vars(head)["assign"]
     sides = [Side(cfg, name) for name in (PLUGIN, BFLOAT16)]
     for side in sides:  # both sides share the function
-        side.before_step = partial(setattr, head, "assign", side.recorded(assign, lambda result: result.gt_index))
-    return [stock, *sides]
+        recorded = side.recorded(assign, lambda args, result: result.gt_index)
+        side.before_step = partial(setattr, head, "assign", recorded)
+    return [*stock, *sides]
+
+
+def find_libre(cfg: Config, config: str) -> list[Libre]:
+    """LibreYOLO's side where it is installed."""
+    try:
+        return [Libre(cfg, config.removeprefix("yolox_")[0])]
+    except ImportError as error:
+        print(f"missing: LibreYOLO ({error})")
+        return []
+
+
+def assigned_by_operator(calls: list[Any]) -> list[str]:
+    """In what the operator differs from MMDetection's assigner, on the very predictions that this saw."""
+    verdict = Verdict()
+    for (scores, priors, boxes, gts, labels, *_), result in calls:
+        args = (scores[None], priors, boxes[None], gts[None], labels[None], torch.tensor([len(gts)]))
+        theirs = result.gt_inds[None] - 1, result.max_overlaps[None].clamp(min=0)
+        compare_assignments(verdict, args, yolox_ops.simota_assign(*args), theirs)
+    return [f"simota_assign: {problem}" for problem in verdict.problems]
 
 
 def compare(sides: list[Side]) -> tuple[list[str], int]:
     """What differs in losses and gradients after the sides' first step on the same weights and batch; and how many
-    positives rounding gave to another prior or gt, two costs being equal up to it (ops_bench.py looks at each)."""
+    priors the plugin gave to another gt, as rounding in the network moved their costs."""
     stock, *others = sides
-    problems, near_ties = [], 0
+    problems, moved = assigned_by_operator(stock.assigned), 0
     for side in others:
         exact = side.name == PLUGIN
         for name, theirs in stock.runner.outputs["log_vars"].items():
@@ -235,106 +328,104 @@ def compare(sides: list[Side]) -> tuple[list[str], int]:
         if not exact:
             continue  # single gradients of bfloat16 tell little; that it trains as well is for the demo to show
         if stock.assigned:
-            their_gts, our_gts = torch.stack(stock.assigned), torch.stack(side.assigned)
-            near_ties = int((their_gts != our_gts).sum())
+            their_gts = torch.stack([result.gt_inds - 1 for _, result in stock.assigned])
+            moved = int((their_gts != side.assigned[0]).sum())
             positives = int((their_gts >= 0).sum())
-            if near_ties > max(2, NEAR_TIE_SHARE * positives):
-                problems.append(f"{side.name}: {near_ties} priors have another gt, of {positives} positives")
+            if moved > max(2, ROUNDING_SHARE * positives):
+                problems.append(f"{side.name}: {moved} priors have another gt, of {positives} positives")
         for (name, their), our in zip(stock.network.named_parameters(), side.network.parameters(), strict=True):
             if their.grad is None or our.grad is None:
                 if (their.grad is None) != (our.grad is None):
                     problems.append(f"{side.name}: gradient of {name} on one side only")
                 continue
             error = float((our.grad - their.grad).norm() / (their.grad.norm() + 1e-12))
-            if error > (0.05 if near_ties else 1e-3):
+            if error > (0.05 if moved else 1e-3):
                 problems.append(f"{side.name}: gradient of {name} differs by {error:.2g} of its norm")
-    return problems, near_ties
+    return problems, moved
 
 
-def bench(cfg: Config, sides: list[Side], gts: int, options: argparse.Namespace) -> dict[str, Any]:
+def bench(
+    cfg: Config, compared: list[Side], libre: list[Libre], gts: int, options: argparse.Namespace
+) -> dict[str, Any]:
     """Parity, then the timed rounds, for one number of gts."""
     size = cfg.model.input_size[0]
-    state = {name: value.clone() for name, value in sides[0].network.state_dict().items() if "ema_" not in name}
+    state = {name: value.clone() for name, value in compared[0].network.state_dict().items() if "ema_" not in name}
     samples = Samples(size, gts, (options.rounds + 3) * options.batch)
+    sides = [*compared, *libre]
     for side in sides:
-        loader = build_dataloader(samples, options.batch, 1, dist=False, shuffle=False)
-        side.start(state, loader)
-    with_warm_up = [[side.step() for side in sides]]
-    problems, near_ties = compare(sides)
-    result: dict[str, Any] = {"gts": gts, "problems": problems, "near ties": near_ties, "sides": {}}
+        side.start(state, build_dataloader(samples, options.batch, 1, dist=False, shuffle=False))
+        side.step()
+    problems, moved = compare(compared)
+    result: dict[str, Any] = {"gts": gts, "problems": problems, "moved by rounding": moved, "sides": {}}
     if problems:
         return result
+    steps: dict[str, list[dict[str, float]]] = {side.name: [] for side in sides}
     alone: dict[str, list[float]] = {side.name: [] for side in sides}
-    for _ in range(options.rounds):
-        with_warm_up.append([side.step() for side in sides])
-        for side in sides[1:]:
-            alone[side.name].append(side.network_alone(options.batch, size))
-    rounds = with_warm_up[1:]
-    for i, side in enumerate(sides):
-        steps = [row[i] for row in rounds]
-        totals = [sum(step.values()) for step in steps]
+    for turn in range(options.rounds):
+        for side in sides if turn % 2 == 0 else sides[::-1]:
+            steps[side.name].append(side.step())
+            alone[side.name].append(seconds_alone(side, options.batch, size))
+    for side in sides:
+        taken = steps[side.name]
+        totals = [sum(step.values()) for step in taken]
         quartiles = statistics.quantiles(totals, n=4, method="inclusive") if len(totals) > 1 else totals * 3
+        outside = [1 - sum(step[stage] for stage in NETWORK) / sum(step.values()) for step in taken]
         result["sides"][side.name] = {
-            "stages": {stage: statistics.median(step[stage] for step in steps) for stage in STAGES},
-            "head loss": statistics.median(step["assignment"] + step["losses"] for step in steps),
+            "stages": {stage: statistics.median(step[stage] for step in taken) for stage in STAGES},
+            "head loss": statistics.median(step["assignment"] + step["losses"] for step in taken),
             "step": statistics.median(totals),
             "spread": (quartiles[2] - quartiles[0]) / quartiles[1],
-            "network alone": statistics.median(alone[side.name]) if alone[side.name] else None,
+            "outside the network": statistics.median(outside),
+            "network alone": statistics.median(alone[side.name]),
         }
     return result
 
 
-def profile(side: Side, rows: int = 12) -> str:
-    """The operators that one step of a side spends most time in, as a table in Markdown."""
+def profile(side: Side | Libre, rows: int = 8) -> dict[str, Any]:
+    """The operators that one step of a side spends most time in: milliseconds and calls of each, and of all."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         side.step()
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    total = sum(event.self_cpu_time_total for event in events)
-    lines = [f"\n| {side.name} | ms | share | calls |", "|---|---:|---:|---:|"]
-    for event in events[:rows]:
-        ms = event.self_cpu_time_total / 1e3
-        lines.append(f"| {event.key} | {ms:.1f} | {event.self_cpu_time_total / total:.1%} | {event.count} |")
-    lines.append(f"| all {sum(event.count for event in events)} calls | {total / 1e3:.1f} | | |")
+    return {
+        "operators": {event.key: [event.self_cpu_time_total / 1e3, event.count] for event in events[:rows]},
+        "all": [sum(event.self_cpu_time_total for event in events) / 1e3, sum(event.count for event in events)],
+    }
+
+
+def profile_table(name: str, found: dict[str, Any]) -> str:
+    lines = [f"\n{name:44} {'ms':>9} {'calls':>7}"]
+    for operator, (ms, calls) in [*found["operators"].items(), ("all", found["all"])]:
+        lines.append(f"{operator:44} {ms:9.1f} {calls:7}")
     return "\n".join(lines)
 
 
 def table(result: dict[str, Any]) -> str:
     """Milliseconds of each stage, and ratios to MMDetection."""
-    lines = [f"\n{result['gts']} gts an image; {result['near ties']} priors differ by near ties"]
-    lines.append(f"{'ms, median':16}" + "".join(f"{name:>18}" for name in result["sides"]))
+    lines = [f"\n{result['gts']} gts an image; {result['moved by rounding']} priors have another gt by rounding"]
+    lines.append(f"{'ms, median':20}" + "".join(f"{name:>20}" for name in result["sides"]))
     sides = list(result["sides"].values())
     for stage in STAGES:
-        lines.append(f"{stage:16}" + "".join(f"{side['stages'][stage] * 1e3:18.1f}" for side in sides))
+        lines.append(f"{stage:20}" + "".join(f"{side['stages'][stage] * 1e3:20.1f}" for side in sides))
     for what in ("head loss", "step"):
         base = sides[0][what]
         cells = [f"{side[what] * 1e3:.1f} ({base / side[what]:.2f}x)" for side in sides]
-        lines.append(f"{what:16}" + "".join(f"{cell:>18}" for cell in cells))
-    lines.append(f"{'spread of step':16}" + "".join(f"{side['spread']:18.0%}" for side in sides))
-    alone = [side["network alone"] for side in sides]
-    cells = [f"{a * 1e3:.1f} ({side['step'] / a:.2f}x)" if a else "-" for a, side in zip(alone, sides, strict=True)]
-    lines.append(f"{'network alone':16}" + "".join(f"{cell:>18}" for cell in cells))
+        lines.append(f"{what:20}" + "".join(f"{cell:>20}" for cell in cells))
+    lines.append(f"{'spread of step':20}" + "".join(f"{side['spread']:20.0%}" for side in sides))
+    lines.append(f"{'network alone':20}" + "".join(f"{side['network alone'] * 1e3:20.1f}" for side in sides))
+    lines.append(f"{'outside the network':20}" + "".join(f"{side['outside the network']:20.1%}" for side in sides))
     return "\n".join(lines)
 
 
 def targets(results: list[dict[str, Any]]) -> list[str]:
     found = []
-    for gts, name, what, least in TARGETS:
-        for result in results:
-            if result["gts"] == gts and result["sides"]:
-                ratio = result["sides"][STOCK][what] / result["sides"][name][what]
-                verdict = "met" if ratio >= least else "NOT MET"
-                found.append(f"target {name}, {gts} gts, {what}: >= {least:g}x mmdet: {ratio:.2f}x {verdict}")
+    for result in results:
+        for name, most in TARGETS.items() if result["sides"] else ():
+            share = result["sides"][name]["outside the network"]
+            verdict = "met" if share <= most else "NOT MET"
+            found.append(
+                f"target {name}, {result['gts']} gts: <= {most:.0%} of a step outside the network: {share:.1%} {verdict}"
+            )
     return found
-
-
-def plot(path: Path, machine: dict[str, Any], results: list[dict[str, Any]]) -> None:
-    bars = {
-        f"{result['gts']} gts: {name}": {stage: side["stages"][stage] * 1e3 for stage in STAGES}
-        for result in results
-        for name, side in result["sides"].items()
-    }
-    title = f"{machine['config']}, batch {machine['batch']}, {machine['threads']} CPU threads, torch {machine['torch']}"
-    stacked_bars(path, title, "milliseconds a step, median", bars)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -342,34 +433,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     cfg = Config.fromfile(str(CONFIGS / f"{options.config}.py"))
-    machine = {
+    machine = facts() | {
         "config": options.config,
         "batch": options.batch,
+        "size": cfg.model.input_size[0],
         "threads": options.threads,
-        "torch": torch.__version__,
         "mmcv": mmcv.__version__,
         "mmdet": mmdet.__version__,
     }
-    print("  ".join(f"{key}={value}" for key, value in machine.items()), flush=True)
+    print(caption(machine))
+    print("  ".join(f"{key}={machine[key]}" for key in ("config", "batch", "threads", "mmcv", "mmdet")), flush=True)
     sides = build_sides(cfg)
     with quiet():
         sides[0].network.init_weights()
+        libre = find_libre(cfg, options.config)
     results = []
     for gts in options.gts:
-        results.append(bench(cfg, sides, gts, options))
-        for problem in results[-1]["problems"]:
+        result = bench(cfg, sides, libre, gts, options)
+        results.append(result)
+        for problem in result["problems"]:
             print(f"MISMATCH at {gts} gts: {problem}")
-        if results[-1]["sides"]:
-            print(table(results[-1]), flush=True)
+        if result["sides"]:
+            print(table(result), flush=True)
             if options.profile:
-                print(*map(profile, sides), sep="\n", flush=True)
+                result["profile"] = {side.name: profile(side) for side in [*sides, *libre]}
+                print(*itertools.starmap(profile_table, result["profile"].items()), sep="\n", flush=True)
     problems = sum(len(result["problems"]) for result in results)
     print("", *targets(results), sep="\n")
-    print(f"parity: {f'{problems} DIFFER' if problems else 'losses and gradients agree'}")
+    print(f"parity: {f'{problems} DIFFER' if problems else 'assignments, losses and gradients agree'}")
+    data = {"machine": machine, "results": results}
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        options.json.write_text(json.dumps(data, indent=1) + "\n")
     if options.plot and not problems:
-        plot(options.plot, machine, results)
+        train_chart(options.plot, data)
     return int(problems > 0)
 
 
