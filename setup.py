@@ -93,19 +93,15 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_INSTALL_PREFIX={target}",
         ]
         jobs = os.environ.get("MAX_JOBS")
-        for command in (
-            [tools["cmake"], "-S", str(ROOT), "-B", str(build), *options],
-            [
-                tools["cmake"],
-                "--build",
-                str(build),
-                *(["--parallel", jobs] if jobs else []),
-                "--target",
-                "install",
-            ],
-        ):
+        configure = [tools["cmake"], "-S", str(ROOT), "-B", str(build), *options]
+        compile_ = [
+            tools["cmake"], "--build", str(build), *(["--parallel", jobs] if jobs else []), "--target", "install",
+        ]  # fmt: skip
+        for command in (configure, compile_):
             self.announce(" ".join(command), level=2)
             if subprocess.run(command, check=False).returncode:
+                if command is configure:  # which remembers the compiler: the next attempt looks for one again
+                    shutil.rmtree(build, ignore_errors=True)
                 sys.exit(f"yolox-ops: the build failed (errors above; build folder {build}).")
 
     # What setuptools records as built; `editable` installs want to know where each file would have gone.

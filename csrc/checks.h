@@ -1,6 +1,7 @@
 // The input checks that all backends share: each names the argument, what was expected and what came.
 #pragma once
 #include <ATen/ATen.h>
+#include <ATen/MemoryOverlap.h>
 
 #include <string_view>
 
@@ -137,6 +138,8 @@ inline void check_ema_update(at::TensorList average, at::TensorList value, doubl
     TORCH_CHECK_TYPE(a.scalar_type() == v.scalar_type(), "value[", i, "] must be ", a.dtype().name(),
                      ", got ", v.dtype().name());
     TORCH_CHECK_VALUE(a.sizes() == v.sizes(), "value[", i, "] must be ", a.sizes(), ", got ", v.sizes());
+    TORCH_CHECK_VALUE(at::has_internal_overlap(a) != at::MemOverlap::Yes, "average[", i,
+                      "] must have memory for each element, got strides ", a.strides(), " for ", a.sizes());
   }
 }
 

@@ -1,6 +1,7 @@
 // box_iou under autograd, and under autocast: half types lose IoU differences that training needs.
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -60,7 +61,11 @@ at::Tensor autocast(const at::Tensor& boxes1, const at::Tensor& boxes2, c10::str
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(yolox_ops, Autograd, m) { m.impl("box_iou", &autograd); }
+TORCH_LIBRARY_IMPL(yolox_ops, Autograd, m) {
+  m.impl("box_iou", &autograd);
+  // A second derivative is an error, not None.
+  m.impl("box_iou_backward", torch::autograd::autogradNotImplementedFallback());
+}
 TORCH_LIBRARY_IMPL(yolox_ops, AutocastCPU, m) {
   m.impl("box_iou", &autocast<c10::DispatchKey::AutocastCPU, c10::DeviceType::CPU>);
 }

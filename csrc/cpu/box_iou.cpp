@@ -127,13 +127,14 @@ inline void overlap_backward(Box<T> a, Box<T> b, T eps, T grad, Box<T>& ga, Box<
   T divisor = w1 * h1;
   if constexpr (mode != Mode::kIof) divisor = w1 * h1 + w2 * h2 - inter;
   const T clamped = upper(divisor, eps);
+  // No square of an area, which would overflow: grad times a ratio.
   T grad_inter = grad / clamped;
-  T grad_divisor = -grad * inter / (clamped * clamped);
+  T grad_divisor = -(grad_inter * (inter / clamped));
   if constexpr (mode == Mode::kGiou) {
     const T ex = upper(a.x2, b.x2) - lower(a.x1, b.x1), ey = upper(a.y2, b.y2) - lower(a.y1, b.y1);
     const T ew = upper(ex, T(0)), eh = upper(ey, T(0)), enclosing = upper(ew * eh, eps);
     grad_divisor += grad / enclosing;
-    const T grad_enclosing = -grad * clamped / (enclosing * enclosing) * above(ew * eh, eps);
+    const T grad_enclosing = -(grad / enclosing * (clamped / enclosing)) * above(ew * eh, eps);
     const T grad_ex = ex >= 0 ? grad_enclosing * eh : T(0), grad_ey = ey >= 0 ? grad_enclosing * ew : T(0);
     split(grad_ex, a.x2, b.x2, T(1), ga.x2, gb.x2);
     split(-grad_ex, a.x1, b.x1, T(-1), ga.x1, gb.x1);

@@ -1,29 +1,32 @@
 // mmdet's YOLOXHead.get_bboxes after decoding: scores and labels, then yolox_select, for a batch.
 #include <limits>
 #include <tuple>
+#include <vector>
 
 #include "capability.h"
 #include "checks.h"
+#include "sigmoid.h"
 #include "yolox_select.h"
 
 namespace yolox_ops::CPU_CAPABILITY {
 namespace {
 
-// The largest class logit of each prior and its class, the first of equal ones; NaN, which no threshold
-// admits, where the objectness alone is below the threshold, as the score then is too.
+// The score and label of each prior: its largest class logit, the first of equal ones. The score is NaN,
+// which no threshold admits, where the objectness alone is below the threshold, as the score then is too.
 template <typename T>
 void best_classes(const at::Tensor& logits, const at::Tensor& objectness, double score_threshold,
-                  at::Tensor& best, at::Tensor& label) {
+                  at::Tensor& score, at::Tensor& label) {
   const int64_t classes = logits.size(2);
   const T *all = logits.const_data_ptr<T>(), *object = objectness.const_data_ptr<T>();
-  T* out = best.mutable_data_ptr<T>();
+  T* out = score.mutable_data_ptr<T>();
   int64_t* out_label = label.mutable_data_ptr<int64_t>();
   const T threshold = static_cast<T>(score_threshold);
-  at::parallel_for(0, best.numel(), 256, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, score.numel(), 256, [&](int64_t begin, int64_t end) {
+    std::vector<T> best(end - begin, std::numeric_limits<T>::quiet_NaN());
+    for (int64_t p = begin; p < end; ++p) out[p] = sigmoid(object[p]);
     for (int64_t p = begin; p < end; ++p) {
-      out[p] = std::numeric_limits<T>::quiet_NaN();
       out_label[p] = 0;
-      if (!(object[p] >= threshold)) continue;
+      if (!(out[p] >= threshold)) continue;
       const T* row = all + p * classes;
       T largest = row[0];
       int64_t where = 0;
@@ -31,8 +34,9 @@ void best_classes(const at::Tensor& logits, const at::Tensor& objectness, double
         if (largest != largest) break;  // a NaN is the largest, as torch.max has it
         if (!(row[c] <= largest)) largest = row[c], where = c;
       }
-      out[p] = largest, out_label[p] = where;
+      best[p - begin] = largest, out_label[p] = where;
     }
+    for (int64_t p = begin; p < end; ++p) out[p] *= sigmoid(best[p - begin]);
   });
 }
 
@@ -46,7 +50,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> yolox_detect(const at::Tensor& cl
   const int64_t batch = cls_logits.size(0), priors = cls_logits.size(1);
   const auto type = compute_type(boxes.scalar_type());
   const at::Tensor logits = cls_logits.to(type).contiguous();
-  const at::Tensor objectness = obj_logits.to(type).contiguous().sigmoid();
+  const at::Tensor objectness = obj_logits.to(type).contiguous();
   const at::Tensor packed = boxes.to(type).contiguous();
   at::Tensor scores = at::empty_like(objectness), classes = at::empty({batch, priors}, at::kLong);
   if (type == at::kDouble) {
@@ -54,7 +58,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> yolox_detect(const at::Tensor& cl
   } else {
     best_classes<float>(logits, objectness, score_threshold, scores, classes);
   }
-  scores.sigmoid_().mul_(objectness);
   return yolox_select(scores, classes, packed, score_threshold, iou_threshold, max_detections);
 }
 

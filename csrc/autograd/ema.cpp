@@ -1,0 +1,24 @@
+// ema_update_ under autograd: a graph that saved an average finds out that it was changed, as it does after
+// torch's own in-place operators.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+namespace yolox_ops {
+namespace {
+
+void ema_update_(at::TensorList average, at::TensorList value, double momentum) {
+  using Signature = void(at::TensorList, at::TensorList, double);
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("yolox_ops::ema_update_", "").typed<Signature>();
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    op.call(average, value, momentum);
+  }
+  for (const at::Tensor& tensor : average) tensor.unsafeGetTensorImpl()->bump_version();
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(yolox_ops, ADInplaceOrView, m) { m.impl("ema_update_", &ema_update_); }
+
+}  // namespace yolox_ops
