@@ -3,17 +3,18 @@
     custom_imports = dict(imports=["yolox_plugin"], allow_failed_imports=False)
 
 Importing replaces classes under MMDetection's own names, so that the rest of the config and its checkpoints stay as
-they are. `YOLOX_PLUGIN=off` leaves MMDetection untouched. One part is left out by `YOLOX_PLUGIN_ASSIGNER=off`,
-`YOLOX_PLUGIN_HEAD=off` (the head then asks the assigner image by image, as MMDetection's does) or
-`YOLOX_PLUGIN_TRAINING=off` (detector, hooks, optimizer, runner and data sets, which count on each other) or
-`YOLOX_PLUGIN_PIPELINE=off` (augmentations).
+they are; a class that somebody else has registered under such a name stays, and the log says so. `YOLOX_PLUGIN=off`
+leaves MMDetection untouched. One part is left out by `YOLOX_PLUGIN_ASSIGNER=off`, `YOLOX_PLUGIN_HEAD=off` (the head
+then asks the assigner image by image, as MMDetection's does) or `YOLOX_PLUGIN_TRAINING=off` (detector, hooks,
+optimizer, runner and data sets, which count on each other) or `YOLOX_PLUGIN_PIPELINE=off` (augmentations).
 """
 
 # ruff: noqa: E402  mmcv's operators have to be there before MMDetection imports them
 import os
 
-from .mmcv_ext import supply_missing_operators
+from .mmcv_ext import check_versions, supply_missing_operators
 
+check_versions()
 supply_missing_operators()
 
 from mmcv.runner import HOOKS, OPTIMIZERS, RUNNERS
@@ -63,15 +64,24 @@ def _is_on(variable: str) -> bool:
 def _replace_parts() -> None:
     plugin_on = _is_on("YOLOX_PLUGIN")
     wanted = [pair for part, pairs in PARTS.items() if _is_on(f"YOLOX_PLUGIN_{part}") and plugin_on for pair in pairs]
+    replaced, left = [], []
     for registry, replacement in wanted:
-        registry.register_module(module=replacement, force=True)
-        if replacement is MultiImageMixDataset:  # build_dataset looks this one up in its module
+        name, stock = replacement.__name__, replacement.__bases__[0]
+        found = registry.module_dict.get(name)
+        if found in (stock, replacement):
+            registry.register_module(module=replacement, force=True)
+            replaced.append(name)
+        else:
+            left.append(f"{name} (registered is {found and f'{found.__module__}.{found.__qualname__}'})")
+        # build_dataset looks this one up in its module.
+        if replacement is MultiImageMixDataset and dataset_wrappers.MultiImageMixDataset is stock:
             dataset_wrappers.MultiImageMixDataset = replacement
     # Not MMDetection's own logger: whoever touches that first decides its log file, and that must be the training
     # script. One rank speaks for all.
     if os.environ.get("RANK", "0") == "0":
-        names = ", ".join(replacement.__name__ for _, replacement in wanted)
-        get_logger("yolox_plugin").info(f"replaced in MMDetection: {names or 'nothing (switched off)'}")
+        names = ", ".join(replaced) or ("nothing" if left else "nothing (switched off)")
+        message = f"replaced in MMDetection: {names}" + (f"; left: {', '.join(left)}" if left else "")
+        get_logger("yolox_plugin").info(message)
 
 
 def _prepare_npu() -> None:

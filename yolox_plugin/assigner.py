@@ -9,6 +9,17 @@ from torch import Tensor
 
 from yolox_ops import simota_assign
 
+# What a subclass may put something else in the place of, or a patch, and `simota_assign` does not ask.
+_PIECES = {
+    name: getattr(StockSimOTAAssigner, name)
+    for name in ("_assign", "get_in_gt_and_in_center_info", "dynamic_k_matching")
+}
+
+
+def has_own(thing: Any, pieces: dict[str, Any]) -> bool:
+    """Whether any of these methods is another than the given function."""
+    return any(getattr(getattr(thing, name), "__func__", None) is not piece for name, piece in pieces.items())
+
 
 class SimOTAAssigner(StockSimOTAAssigner):
     """The same arguments and results as the stock class, for one image; nothing of size [priors, gts, classes].
@@ -27,20 +38,28 @@ class SimOTAAssigner(StockSimOTAAssigner):
         priors: Tensor,
         decoded_bboxes: Tensor,
         gt_bboxes: Tensor,
-        gt_labels: Tensor,
+        gt_labels: Tensor | None,
         gt_bboxes_ignore: Tensor | None = None,
         eps: float = 1e-7,
     ) -> AssignResult:
-        """See the stock class. Ignored boxes have no effect there either."""
-        if eps != 1e-7:
-            raise ValueError(f"eps must be 1e-7, as YOLOXHead leaves it, got {eps}")
+        """See the stock class, whose own code computes what the operator does not: another eps, gradients of the
+        overlaps, no labels, and what a subclass has put in the place of a piece of it. Ignored boxes have no effect
+        there either."""
+        wants_gradient = torch.is_grad_enabled() and (decoded_bboxes.requires_grad or gt_bboxes.requires_grad)
+        if eps != 1e-7 or gt_labels is None or wants_gradient or has_own(self, _PIECES):
+            if self.keep_every_gt:
+                raise ValueError("keep_every_gt=True needs eps=1e-7, labels, no gradient and stock's own methods")
+            return super().assign(
+                pred_scores, priors, decoded_bboxes, gt_bboxes, gt_labels, gt_bboxes_ignore=gt_bboxes_ignore, eps=eps
+            )
         counts = torch.tensor([len(gt_bboxes)], device=gt_bboxes.device)
+        labels = gt_labels.long()
         gt_index, iou = simota_assign(
             pred_scores[None],
-            priors,
+            _floating(priors),
             decoded_bboxes[None],
-            gt_bboxes[None],
-            gt_labels[None],
+            _floating(gt_bboxes)[None],
+            labels[None],
             counts,
             center_radius=self.center_radius,
             candidate_topk=self.candidate_topk,
@@ -50,8 +69,12 @@ class SimOTAAssigner(StockSimOTAAssigner):
         )
         gt_index, iou = gt_index[0], iou[0]
         positive = gt_index >= 0
-        labels = torch.full_like(gt_index, -1)
-        labels[positive] = gt_labels[gt_index[positive]]
+        assigned = torch.full_like(gt_index, -1)
+        assigned[positive] = labels[gt_index[positive]]
         # Stock marks the overlap of background with -1e5, but not when there is no positive at all.
-        overlaps = torch.where(positive, iou, -100000.0) if positive.any() else iou
-        return AssignResult(len(gt_bboxes), gt_index + 1, overlaps, labels=labels)
+        overlaps = torch.where(positive, iou, -100000.0) if positive.any() else iou.to(decoded_bboxes.dtype)
+        return AssignResult(len(gt_bboxes), gt_index + 1, overlaps, labels=assigned)
+
+
+def _floating(coordinates: Tensor) -> Tensor:
+    return coordinates if coordinates.is_floating_point() else coordinates.float()

@@ -7,24 +7,26 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from mmcv.cnn.bricks import Swish
 from mmcv.utils import IS_NPU_AVAILABLE
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
-from torch import Tensor, nn
+from torch import Tensor
 
 LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def _fuse_swish(network: nn.Module) -> None:
+class FusedSwish(Swish):
     """mmcv's Swish is x * sigmoid(x) in two steps that each keep a tensor for backward; torch has it as one."""
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if type(child) is Swish:
-                setattr(module, name, nn.SiLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x)
 
 
 class YOLOX(StockYOLOX):
     """The arguments, weights and losses of the stock class, and one argument more.
+
+    Image sizes and logged values are the stock class's, too, until the plugin's runner calls `start_epoch`.
 
     Args:
         autocast: "float32", "bfloat16" or "float16": the precision of the convolutions in training. Losses, assignment
@@ -43,15 +45,24 @@ class YOLOX(StockYOLOX):
         self._channels_last = self._lower is not None and not IS_NPU_AVAILABLE
         if self._channels_last:
             self.to(memory_format=torch.channels_last)
-        _fuse_swish(self)
-        self._seed = 0
+        for module in self.modules():
+            if type(module) is Swish:  # it stays the same module, with whatever hooks it has
+                module.__class__ = FusedSwish
+        self._seed: int | None = None
 
     def start_epoch(self, seed: int, iteration: int) -> None:
-        """Tells which random sizes to take, and from which iteration of the whole training on."""
+        """Until `end_epoch`, image sizes are a function of `seed` and the iteration of the whole training, which is
+        `iteration` next, and the values to log are tensors on the device, which `DeferredLogBuffer` reads."""
         self._seed, self._progress_in_iter = seed, iteration
+        if type(self)._random_resize is YOLOX._random_resize:
+            self._input_size = self.input_size_at(iteration)
+
+    def end_epoch(self) -> None:
+        """Ends what `start_epoch` began."""
+        self._seed = None
 
     def input_size_at(self, iteration: int) -> tuple[int, int]:
-        """(height, width) of the images in an iteration, pixels: a function of it and of the seed alone.
+        """(height, width) of the images in an iteration, pixels: a function of it and of `start_epoch`'s seed alone.
 
         Every rank finds the same size without asking rank 0. Distribution and rhythm are the stock class's: the default
         size at first, then a multiple of `size_multiplier` for each `random_size_interval` iterations.
@@ -61,11 +72,19 @@ class YOLOX(StockYOLOX):
         if interval == 0:
             return height, width
         low, high = self._random_size_range
-        size = int(np.random.default_rng((self._seed, interval)).integers(low, high + 1))
+        size = int(np.random.default_rng((self._seed or 0, interval)).integers(low, high + 1))
         return self._size_multiplier * size, self._size_multiplier * int(width / height * size)
 
-    # The runner tells the data set, which then leaves this to the device.
-    converts_uint8 = True
+    def _random_resize(self, device: torch.device) -> tuple[int, int]:
+        """The size of the next iterations; the stock class asks for it in the last one of an interval."""
+        size: tuple[int, int] = (
+            super()._random_resize(device) if self._seed is None else self.input_size_at(self._progress_in_iter + 1)
+        )
+        return size
+
+    def _preprocess(self, img: Tensor, gt_bboxes: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        img, gt_bboxes = super()._preprocess(img, gt_bboxes)
+        return img.contiguous(memory_format=torch.channels_last) if self._channels_last else img, gt_bboxes
 
     def forward_train(
         self,
@@ -75,30 +94,29 @@ class YOLOX(StockYOLOX):
         gt_labels: list[Tensor],
         gt_bboxes_ignore: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """See the stock class."""
-        self._input_size = self.input_size_at(self._progress_in_iter)
-        self._progress_in_iter += 1
-        img, gt_bboxes = self._preprocess(img.float(), gt_bboxes)
+        """See the stock class; `img` may be uint8, too."""
         device = img.device.type
         if self.autocast == "float16" and device == "cpu":
             raise ValueError("autocast='float16' needs an accelerator; on a CPU use autocast='bfloat16'")
-        if self._channels_last:
-            img = img.contiguous(memory_format=torch.channels_last)
+        if img.dtype == torch.uint8:
+            img = img.float()
         # Without the option, whoever called may have chosen a precision: mmcv's fp16 does.
         with torch.autocast(device, self._lower) if self._lower else contextlib.nullcontext():
-            # Not the stock class's own, which draws the next size.
-            losses: dict[str, Tensor] = super(StockYOLOX, self).forward_train(
-                img, img_metas, gt_bboxes, gt_labels, gt_bboxes_ignore
-            )
+            losses: dict[str, Tensor] = super().forward_train(img, img_metas, gt_bboxes, gt_labels, gt_bboxes_ignore)
         return losses
 
-    def _parse_losses(self, losses: dict[str, Any]) -> tuple[Tensor, "OrderedDict[str, Tensor]"]:
-        """The loss to derive, and what to log: tensors, that the log buffer reads when it is their time.
+    def _parse_losses(self, losses: dict[str, Any]) -> tuple[Tensor, "OrderedDict[str, Any]"]:
+        """The loss to derive, and what to log: numbers, or tensors for the plugin's runner.
 
         MMDetection reduces each over the ranks and reads each from the device, in every iteration.
         """
+        if self._seed is None:
+            parsed: tuple[Tensor, OrderedDict[str, Any]] = super()._parse_losses(losses)
+            return parsed
         values: OrderedDict[str, Tensor] = OrderedDict()
         for name, value in losses.items():
+            if not isinstance(value, (Tensor, list)):
+                raise TypeError(f"{name} is not a tensor or list of tensors")
             values[name] = sum(v.mean() for v in value) if isinstance(value, list) else value.mean()
         total = torch.stack([value for name, value in values.items() if "loss" in name]).sum()
         logged = torch.stack([*values.values(), total]).detach()

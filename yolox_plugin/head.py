@@ -1,33 +1,55 @@
 """MMDetection's YOLOXHead with targets and post-processing for the whole batch at once."""
 
+import functools
 from typing import Any
 
 import numpy as np
 import torch
 from mmcv import ConfigDict
 from mmcv.runner import force_fp32
-from mmdet.core import reduce_mean
+from mmdet.core import MlvlPointGenerator, reduce_mean
+from mmdet.core.bbox.samplers import PseudoSampler
 from mmdet.models.dense_heads import YOLOXHead as StockYOLOXHead
 from mmdet.models.losses import CrossEntropyLoss, IoULoss, L1Loss
 from torch import Tensor
 
 from yolox_ops import yolox_detect
 
-from .assigner import SimOTAAssigner
+from .assigner import SimOTAAssigner, has_own
 from .losses import masked_losses
 from .targets import assign, carry, constant, decode, gather_targets
 
 _PREDICTIONS = ("cls_scores", "bbox_preds", "objectnesses")
+# What a subclass may put something else in the place of, or a patch: the code for whole batches does not ask them.
+_LOSS_PIECES = {
+    name: getattr(StockYOLOXHead, name) for name in ("_bbox_decode", "_get_target_single", "_get_l1_target")
+}
+_DETECTION_PIECES = {name: getattr(StockYOLOXHead, name) for name in ("_bbox_decode", "_bboxes_nms")}
+
+
+@functools.lru_cache(maxsize=32)  # they change with the image size, of which multi-scale training has about ten
+def _priors(
+    strides: tuple[tuple[int, int], ...],
+    offset: float,
+    sizes: tuple[tuple[int, int], ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Priors (x, y, stride_w, stride_h) and the middles of their cells, `[P, 4]` each, of levels of these sizes."""
+    with torch.inference_mode(False):  # training could not use a tensor that an evaluation made within it
+        generator = MlvlPointGenerator(strides, offset)
+        priors = torch.cat(generator.grid_priors(sizes, dtype, device, with_stride=True))
+        # Assignment looks at the middle of a cell, decoding starts from its corner.
+        return priors, torch.cat([priors[:, :2] + priors[:, 2:] * 0.5, priors[:, 2:]], 1)
 
 
 class YOLOXHead(StockYOLOXHead):
-    """Layers, weights, losses and results of the stock class. See there for the arguments of each method."""
+    """Layers, weights, losses and results of the stock class. See there for the arguments of each method.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._priors: dict[
-            Any, tuple[Tensor, Tensor]
-        ] = {}  # by sizes of the levels, dtype and device; they change with image sizes
+    Losses and detections are at least float32, whatever the network's precision. What a subclass or a config has put in
+    the place of a piece of the stock class (assigner, sampler, priors, decoding, targets, NMS) is asked by the stock
+    class's own code.
+    """
 
     @force_fp32(apply_to=_PREDICTIONS)  # type: ignore[untyped-decorator]
     def loss(
@@ -41,18 +63,29 @@ class YOLOXHead(StockYOLOXHead):
         gt_bboxes_ignore: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         # Somebody's own assigner, a subclass included, decides for itself.
-        if type(self.assigner) is not SimOTAAssigner:
-            stock: dict[str, Tensor] = super().loss(
+        if (
+            type(self.assigner) is SimOTAAssigner
+            and type(self.sampler) is PseudoSampler
+            and type(self.prior_generator) is MlvlPointGenerator
+            and not has_own(self, _LOSS_PIECES)
+        ):
+            with torch.autocast(cls_scores[0].device.type, enabled=False):
+                losses = self._batch_loss(
+                    *self._flatten(cls_scores, bbox_preds, objectnesses),
+                    gt_bboxes,
+                    gt_labels,
+                    static_shapes=cls_scores[0].device.type != "cpu",
+                )
+        else:
+            losses = super().loss(
                 cls_scores, bbox_preds, objectnesses, gt_bboxes, gt_labels, img_metas, gt_bboxes_ignore
             )
-            return stock
-        with torch.autocast(cls_scores[0].device.type, enabled=False):
-            return self._batch_loss(
-                *self._flatten(cls_scores, bbox_preds, objectnesses),
-                gt_bboxes,
-                gt_labels,
-                static_shapes=cls_scores[0].device.type != "cpu",
-            )
+        if all(loss.requires_grad for loss in losses.values()):
+            return losses
+        # The loss of no boxes is a constant 0 in MMDetection. Every parameter needs a gradient on every rank, or
+        # DistributedDataParallel waits for it; an empty slice is 0 and its gradient is 0 even at infinite predictions.
+        nothing = sum(level[:0].sum() for levels in (cls_scores, bbox_preds, objectnesses) for level in levels)
+        return {name: loss if loss.requires_grad else loss + nothing for name, loss in losses.items()}
 
     def _batch_loss(
         self,
@@ -146,9 +179,15 @@ class YOLOXHead(StockYOLOXHead):
         with_nms: bool = True,
     ) -> list[tuple[Tensor, Tensor]]:
         cfg = self.test_cfg if cfg is None else cfg
-        # Soft-NMS, class-agnostic NMS and the like stay with mmcv.
-        plain = {"type", "iou_threshold", "max_num", "split_thr"}
-        if not plain.issuperset(cfg.nms) or cfg.nms.get("type", "nms") != "nms":
+        # Soft-NMS, class-agnostic NMS and the like stay with mmcv; gradients and what exporters trace with stock.
+        if (
+            not {"type", "iou_threshold", "max_num", "split_thr"}.issuperset(cfg.nms)
+            or cfg.nms.get("type", "nms") != "nms"
+            or type(self.prior_generator) is not MlvlPointGenerator
+            or has_own(self, _DETECTION_PIECES)
+            or torch._C._get_tracing_state() is not None
+            or (torch.is_grad_enabled() and any(level.requires_grad for level in bbox_preds))
+        ):
             stock: list[tuple[Tensor, Tensor]] = super().get_bboxes(
                 cls_scores, bbox_preds, objectnesses, img_metas, cfg, rescale, with_nms
             )
@@ -165,7 +204,7 @@ class YOLOXHead(StockYOLOXHead):
             obj_logits,
             boxes,
             cfg.score_thr,
-            cfg.nms.iou_threshold,
+            cfg.nms["iou_threshold"],
             min(max_num, len(priors)) if max_num > 0 else len(priors),
         )
         return [(detections[i, :n], labels[i, :n]) for i, n in enumerate(counts.tolist())]
@@ -182,10 +221,6 @@ class YOLOXHead(StockYOLOXHead):
         if cls_logits.dtype in (torch.float16, torch.bfloat16):
             cls_logits, box_preds, obj_logits = cls_logits.float(), box_preds.float(), obj_logits.float()
         sizes = tuple(tuple(level.shape[2:]) for level in cls_scores)
-        key = (sizes, cls_logits.dtype, cls_logits.device)
-        if key not in self._priors:
-            priors = torch.cat(self.prior_generator.grid_priors(sizes, *key[1:], with_stride=True))
-            # Assignment looks at the middle of a cell, decoding starts from its corner.
-            middles = torch.cat([priors[:, :2] + priors[:, 2:] * 0.5, priors[:, 2:]], 1)
-            self._priors[key] = priors, middles
-        return cls_logits, box_preds, obj_logits.squeeze(2), *self._priors[key]
+        generator = self.prior_generator
+        priors = _priors(tuple(generator.strides), generator.offset, sizes, cls_logits.dtype, cls_logits.device)
+        return cls_logits, box_preds, obj_logits.squeeze(2), *priors

@@ -1,5 +1,6 @@
 """MMDetection's hooks of the standard YOLOX config, with their faults mended."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmcv.parallel import is_module_wrapper
@@ -9,6 +10,8 @@ from mmdet.core.hook import SyncNormHook as StockSyncNormHook
 from mmdet.core.hook import YOLOXModeSwitchHook as StockModeSwitchHook
 
 from yolox_ops import ema_update_
+
+from .dataset import MultiImageMixDataset, data_sets_in
 
 
 def is_closing(runner: BaseRunner, num_last_epochs: int) -> bool:
@@ -23,14 +26,28 @@ class YOLOXModeSwitchHook(StockModeSwitchHook):
     Living workers hear of it through the data set (`yolox_plugin.dataset.MultiImageMixDataset`); none is restarted.
     """
 
-    _closed = False
+    def __init__(
+        self, num_last_epochs: int = 15, skip_type_keys: Sequence[str] = ("Mosaic", "RandomAffine", "MixUp")
+    ) -> None:
+        if isinstance(skip_type_keys, str):  # a comma forgotten: its letters would be the keys, and skip nothing
+            raise TypeError(f"skip_type_keys must be a sequence of strings, got the string {skip_type_keys!r}")
+        super().__init__(num_last_epochs, skip_type_keys)
+        self._closed = False
 
     def before_train_epoch(self, runner: BaseRunner) -> None:
+        """See the stock class."""
         if self._closed or not is_closing(runner, self.num_last_epochs):
             return
         self._closed = True
         model = runner.model.module if is_module_wrapper(runner.model) else runner.model
-        runner.data_loader.dataset.update_skip_type_keys(self.skip_type_keys)
+        loader = runner.data_loader
+        mixing = [d for d in data_sets_in(getattr(loader, "dataset", None)) if hasattr(d, "update_skip_type_keys")]
+        if not mixing:
+            raise TypeError("YOLOXModeSwitchHook needs a MultiImageMixDataset in the data loader, found none")
+        for data_set in mixing:
+            data_set.update_skip_type_keys(self.skip_type_keys)
+            if not isinstance(data_set, MultiImageMixDataset) and getattr(loader, "persistent_workers", False):
+                loader._iterator = None  # living workers hear nothing from this class: others take their place
         model.bbox_head.use_l1 = True
         runner.logger.info(f"last {runner.max_epochs - runner.epoch} epochs: no mosaic and mixup, L1 loss added")
 
@@ -61,10 +78,11 @@ class ExpMomentumEMAHook(StockEMAHook):
             runner.logger.warning(
                 f"the checkpoint has no moving average of {missing} tensors: it starts from the weights themselves"
             )
-        averaged = [name for name, value in self.model_parameters.items() if value.dtype.is_floating_point]
-        self._averages = [self.model_buffers[self.param_ema_buffer[name]] for name in averaged]
-        self._weights = [self.model_parameters[name] for name in averaged]
 
     def after_train_iter(self, runner: BaseRunner) -> None:
-        if (runner.iter + 1) % self.interval == 0:
-            ema_update_(self._averages, self._weights, self.get_momentum(runner))
+        """See the stock class."""
+        if (runner.iter + 1) % self.interval != 0:
+            return
+        averaged = [name for name, value in self.model_parameters.items() if value.dtype.is_floating_point]
+        averages = [self.model_buffers[self.param_ema_buffer[name]] for name in averaged]
+        ema_update_(averages, [self.model_parameters[name] for name in averaged], self.get_momentum(runner))

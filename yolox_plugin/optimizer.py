@@ -8,6 +8,9 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 HYPERPARAMETERS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+# By device, what the fused kernel is right for: on a CPU it rounds the momenta of half types wrongly (pytorch#191763).
+_EXACT = (torch.float32, torch.float64)
+FUSED = {"cpu": _EXACT, "cuda": (*_EXACT, torch.float16, torch.bfloat16)}
 HAS_FUSED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)
 
 
@@ -21,27 +24,46 @@ class SGD(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        if any(group["differentiable"] for group in self.param_groups):
-            return super().step(closure)  # type: ignore[no-any-return]
+        """See the stock class, which itself steps whatever is unusual."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not self._is_usual():
+            stock = torch.optim.SGD.step
+            # Once an optimizer of that class exists, torch has wrapped it in hooks that are being called already.
+            (stock.__wrapped__ if getattr(stock, "hooked", False) else stock)(self)  # type: ignore[attr-defined]
+            return loss
         batches: dict[tuple[Any, ...], list[Tensor]] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     # The fused kernel takes momenta for all parameters or for none: one may have its first gradient.
-                    has_momentum = self.state[parameter].get("momentum_buffer") is not None
+                    has_momentum = self._momentum_of(parameter) is not None
                     key = (self._can_flatten(parameter), has_momentum, *(group[name] for name in HYPERPARAMETERS))
                     batches.setdefault(key, []).append(parameter)
         for (flat, _, *values), parameters in batches.items():
             self._update(parameters, flat, dict(zip(HYPERPARAMETERS, values, strict=True)))
         return loss
 
+    def _is_usual(self) -> bool:
+        """Whether no group asks for a way of stepping, has a tensor for a number, or has sparse gradients."""
+        return not any(
+            group["differentiable"]
+            or group["foreach"] is not None
+            or group.get("fused")
+            or any(isinstance(group[name], Tensor) for name in HYPERPARAMETERS)
+            or any(parameter.grad is not None and parameter.grad.is_sparse for parameter in group["params"])
+            for group in self.param_groups
+        )
+
+    def _momentum_of(self, parameter: Tensor) -> Tensor | None:
+        momentum: Tensor | None = self.state.get(parameter, {}).get("momentum_buffer")
+        return momentum
+
     def _update(self, parameters: list[Tensor], flat: bool, settings: dict[str, Any]) -> None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        momenta = [self.state[parameter].get("momentum_buffer") for parameter in parameters]
+        momenta = [self._momentum_of(parameter) for parameter in parameters]
         kind = {"foreach": not flat, **({"fused": flat} if HAS_FUSED else {})}
         if flat:
             buffers = [None if m is None else _flat(m) for m in momenta]
@@ -62,16 +84,16 @@ class SGD(torch.optim.SGD):
         laid out otherwise than its parameter would be added to the wrong elements. Those that are alike but not
         contiguous it copies; flat, it need not.
         """
-        if not HAS_FUSED or parameter.device.type not in ("cpu", "cuda"):
+        if not HAS_FUSED or parameter.dtype not in FUSED.get(parameter.device.type, ()):
             return False
-        layouts = [_layout(parameter)]
-        layouts += [_layout(t) for t in (parameter.grad, self.state[parameter].get("momentum_buffer")) if t is not None]
-        return layouts[0] is not None and all(layout == layouts[0] for layout in layouts)
+        others = [t for t in (parameter.grad, self._momentum_of(parameter)) if t is not None]
+        layout = _layout(parameter)
+        return layout is not None and all(_layout(t) == layout and t.dtype == parameter.dtype for t in others)
 
 
 def _layout(tensor: Tensor) -> tuple[int, ...] | None:
     """The strides that matter, or None where elements do not fill one piece of memory."""
-    if tensor.is_sparse or not (tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)):
+    if not (tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)):
         return None
     return tuple(stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
 

@@ -1,8 +1,9 @@
 """mmcv's EpochBasedRunner with exact resume, checkpoints that are whole or absent, and few reads from the device."""
 
+import contextlib
 import os
-import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,52 +11,102 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmcv.parallel import is_module_wrapper
-from mmcv.runner import CheckpointLoader, Fp16OptimizerHook, LogBuffer, OptimizerHook
+from mmcv.runner import CheckpointLoader, Fp16OptimizerHook, LogBuffer, OptimizerHook, load_state_dict
 from mmcv.runner import EpochBasedRunner as StockRunner
+from mmdet.datasets.samplers import ClassAwareSampler, DistributedGroupSampler, DistributedSampler
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .checkpoint import DamagedCheckpoint, numpy_allowed, read_checkpoint
+from .dataset import CocoDataset, MultiImageMixDataset, data_sets_in
+from .detector import YOLOX
 from .seeds import seed_everything
 
 
 class DeferredLogBuffer(LogBuffer):
-    """Keeps values on the device until an average is asked for, then reads all of them at once."""
+    """Keeps values on the device until an average is asked for, then reads all of them at once.
+
+    A value is a number or a tensor with one, of shape [] or [1].
+    """
 
     def average(self, n: int = 0) -> None:
-        history = [values[-n:] for values in self.val_history.values()]
-        waiting = [value for values in history for value in values if isinstance(value, torch.Tensor)]
-        read = iter(torch.stack(waiting).tolist() if waiting else ())
-        for key, values in zip(self.val_history, history, strict=True):
-            self.val_history[key][-n:] = [next(read) if isinstance(v, torch.Tensor) else v for v in values]
+        """See the stock class."""
+        waiting: dict[tuple[torch.device, torch.dtype], list[tuple[list[Any], int]]] = {}
+        for values in self.val_history.values():
+            for i in range(len(values))[-n:]:
+                value = values[i]
+                if isinstance(value, Tensor) and value.numel() == 1:
+                    waiting.setdefault((value.device, value.dtype), []).append((values, i))
+        for places in waiting.values():
+            read = torch.stack([values[i].detach().view(()) for values, i in places]).tolist()
+            for (values, i), number in zip(places, read, strict=True):
+                values[i] = number
         super().average(n)
 
 
 class EpochBasedRunner(StockRunner):
     """Random state, image sizes and augmentations are functions of the seed and of where the training stands, so that a
-    run that was killed and resumed ends as one that was not. The checkpoint's seed outlives that of the command line.
+    run that was killed and resumed ends as one that was not. The checkpoint's seed outlives that of the command line:
+    `meta["seed"]`, in the very dictionary that the runner was given, is the one in use.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.meta: dict[str, Any] | None
+        self._iter: int
         self.log_buffer = DeferredLogBuffer()
         self.resumed_state_dict: dict[str, Any] | None = None
+        self._seed: int | None = None  # that all ranks have agreed on
+        self._given_seed: int | None = None  # that samplers may have been built with
+        self._resumed = False  # and the iteration not yet found
 
     @property
     def _network(self) -> Any:
         return self.model.module if is_module_wrapper(self.model) else self.model
 
-    def run(self, *args: Any, **kwargs: Any) -> None:
+    def run(
+        self, data_loaders: list[DataLoader[Any]], workflow: list[tuple[str, int]], max_epochs: int | None = None,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        """See the stock class."""
         self._agree_on_seed()
-        super().run(*args, **kwargs)
+        for data_loader, (mode, _) in zip(data_loaders, workflow, strict=False):
+            if mode == "train":
+                self._find_iteration(data_loader)
+                break
+        super().run(data_loaders, workflow, max_epochs, **kwargs)
 
     def _agree_on_seed(self) -> None:
         """Rank 0's seed for all: the checkpoint's, the command line's, or a new one."""
-        self.meta: dict[str, Any] = self.meta or {}
-        seed = [self.meta.get("seed")]
+        meta = self._started_meta()
+        if self._given_seed is None:
+            self._given_seed = meta.get("seed")
+        seed = [meta.get("seed")]
         if seed[0] is None:
             seed[0] = torch.initial_seed() % 2**32
         if self.world_size > 1:
             dist.broadcast_object_list(seed, src=0)
-        self.meta["seed"] = seed[0]
+        self._seed = meta["seed"] = seed[0]
+
+    def _started_meta(self) -> dict[str, Any]:
+        if self.meta is None:
+            self.meta = {}
+        self.meta.setdefault("hook_msgs", {})
+        return self.meta
+
+    def _find_iteration(self, data_loader: DataLoader[Any]) -> None:
+        """After a resume: so many epochs of so many iterations. Another number of devices, or another batch size, makes
+        others of them than there were before."""
+        if not self._resumed:
+            return
+        self._resumed = False
+        iteration = self._epoch * len(data_loader)
+        if iteration != self._iter:
+            self.logger.info(
+                f"iteration {self._iter} of the checkpoint is {iteration} here: {self._epoch} epochs of"
+                f" {len(data_loader)} iterations"
+            )
+            self._iter = iteration
 
     def train(self, data_loader: DataLoader[Any], **kwargs: Any) -> None:
         """An epoch, as in the stock class but for its two seconds of sleep."""
@@ -64,26 +115,45 @@ class EpochBasedRunner(StockRunner):
         self.mode = "train"
         self.data_loader = data_loader
         self._max_iters = self._max_epochs * len(data_loader)
-        seed = self.meta["seed"]
-        seed_everything(seed, self.epoch, self.rank, worker=0)
-        if hasattr(data_loader.sampler, "seed"):  # of MMDetection's distributed samplers, which add the epoch to it
-            data_loader.sampler.seed = seed
-        for listener, position in ((data_loader.dataset, (self.epoch, self.rank)), (self._network, (self.iter,))):
-            if hasattr(listener, "start_epoch"):
-                listener.start_epoch(seed, *position)
-        if getattr(self._network, "converts_uint8", False) and hasattr(data_loader.dataset, "keep_uint8"):
-            data_loader.dataset.keep_uint8()
+        self._find_iteration(data_loader)
+        if self._seed is None:
+            self._agree_on_seed()
+        seed_everything(self._seed, self.epoch, self.rank, worker=0)  # type: ignore[arg-type]
         self.call_hook("before_train_epoch")
-        for i, data_batch in enumerate(data_loader):
-            self.data_batch = data_batch
-            self._inner_iter = i
-            self.call_hook("before_train_iter")
-            self.run_iter(data_batch, train_mode=True, **kwargs)
-            self.call_hook("after_train_iter")
-            del self.data_batch
-            self._iter += 1
+        network = self._network
+        self._tell_data(data_loader, takes_uint8=type(network) is YOLOX)
+        if isinstance(network, YOLOX):
+            network.start_epoch(self._seed, self.iter)  # type: ignore[arg-type]
+        try:
+            for i, data_batch in enumerate(data_loader):
+                self.data_batch = data_batch
+                self._inner_iter = i
+                self.call_hook("before_train_iter")
+                self.run_iter(data_batch, train_mode=True, **kwargs)
+                self.call_hook("after_train_iter")
+                del self.data_batch
+                self._iter += 1
+        finally:
+            if isinstance(network, YOLOX):
+                network.end_epoch()
         self.call_hook("after_train_epoch")
         self._epoch += 1
+
+    def _tell_data(self, data_loader: DataLoader[Any], takes_uint8: bool) -> None:
+        """Tells sampler and data sets what they draw from, and the latter whether the model converts images itself (a
+        subclass may want to see them converted)."""
+        sampler: Any = getattr(data_loader, "sampler", None)
+        # MMDetection built it with the command's seed; one with a seed of its own keeps that.
+        of_mmdet = type(sampler) in (ClassAwareSampler, DistributedGroupSampler, DistributedSampler)
+        if of_mmdet and sampler.seed == self._given_seed:
+            sampler.seed = self._seed
+        for data_set in data_sets_in(getattr(data_loader, "dataset", None)):
+            if isinstance(data_set, MultiImageMixDataset):
+                data_set.start_epoch(self._seed, self.epoch, self.rank)  # type: ignore[arg-type]
+                if takes_uint8:
+                    data_set.keep_uint8()
+            if isinstance(data_set, (MultiImageMixDataset, CocoDataset)):
+                data_set.pack_for_workers()
 
     def register_optimizer_hook(self, optimizer_config: Any) -> None:
         """The detector's `autocast` decides, if it is given: float16 comes with mmcv's own loss scaler, whose state
@@ -109,64 +179,108 @@ class EpochBasedRunner(StockRunner):
 
     def save_checkpoint(
         self,
-        out_dir: str,
+        out_dir: str | Path,
         filename_tmpl: str = "epoch_{}.pth",
         save_optimizer: bool = True,
         meta: dict[str, Any] | None = None,
         create_symlink: bool = True,
     ) -> None:
         """Writes beside the final name and renames: whoever is killed or runs out of disk leaves the last one whole."""
+        out_dir = str(out_dir)
         if "://" in out_dir:  # a store of its own kind, which has no names to change
             super().save_checkpoint(out_dir, filename_tmpl, save_optimizer, meta, create_symlink)
             return
-        final = Path(out_dir, filename_tmpl.format(self.epoch + 1))
-        part = Path(out_dir, f"{filename_tmpl}.part".format(self.epoch + 1))
+        name = filename_tmpl.format(self.epoch + 1)
+        final, part = Path(out_dir, name), Path(out_dir, f"{filename_tmpl}.part".format(self.epoch + 1))
+        latest, link = Path(out_dir, "latest.pth"), Path(out_dir, ".latest.pth.part")
         try:
             super().save_checkpoint(out_dir, f"{filename_tmpl}.part", save_optimizer, meta, create_symlink=False)
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
+            part.replace(final)
+            if create_symlink:
+                link.unlink(missing_ok=True)
+                link.symlink_to(name)
+                link.replace(latest)
         except OSError as error:
-            part.unlink(missing_ok=True)
-            last = Path(out_dir, "latest.pth")
-            kept = f"{last.resolve()} is still there" if last.exists() else "there is none before it"
-            raise OSError(
-                error.errno, f"cannot write the checkpoint: {os.strerror(error.errno or 0)}; {kept}", str(final)
-            ) from error
-        part.replace(final)
-        if create_symlink:
-            link = Path(out_dir, ".latest.pth.part")
-            link.unlink(missing_ok=True)
-            link.symlink_to(final.name)
-            link.replace(Path(out_dir, "latest.pth"))
+            for unfinished in (part, link):
+                with contextlib.suppress(OSError):  # that of the attempt itself is the one to tell
+                    unfinished.unlink(missing_ok=True)
+            kept = f"{latest.resolve()} is still there" if latest.exists() else "there is none before it"
+            reason = os.strerror(error.errno) if error.errno else error
+            raise OSError(error.errno, f"cannot write the checkpoint: {reason}; {kept}", str(final)) from error
+
+    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> Any:
+        """As the stock class, and with numpy's numbers in it, too."""
+        with numpy_allowed():
+            return super().load_checkpoint(filename, *args, **kwargs)
 
     def resume(
         self,
-        checkpoint: str,
+        checkpoint: str | Path,
         resume_optimizer: bool = True,
         map_location: str | Callable[..., Any] = "default",
     ) -> None:
-        """As the stock class; a checkpoint that cannot be read is reported, and the one before it used."""
-        seed = (self.meta or {}).get("seed")
-        if "://" in checkpoint:  # a store that mmcv reads
-            state_dict = CheckpointLoader.load_checkpoint(checkpoint, "cpu")["state_dict"]
-        else:
-            readable, state_dict = self._newest_readable(Path(checkpoint))
-            checkpoint = str(readable)
-        super().resume(checkpoint, resume_optimizer, map_location)
-        if self.meta.get("seed") is None:
-            self.meta["seed"] = seed
-        # For ExpMomentumEMAHook, whose buffers the model does not have yet.
-        self.resumed_state_dict = state_dict
+        """As the stock class, except that a damaged checkpoint is reported and the one before it used, and that `meta`
+        keeps this run's own config: mmcv divides the iteration by the number of devices in the config of whichever run
+        began. A file is read on the CPU; `map_location` is for stores that mmcv reads.
 
-    def _newest_readable(self, checkpoint: Path) -> tuple[Path, dict[str, Any]]:
+        Raises:
+            ValueError: nothing readable is there, weights alone, or (`UnsafeCheckpoint`) a whole checkpoint with types
+                that torch does not load without the user's word.
+        """
+        name = str(checkpoint)
+        if "://" in name:  # a store that mmcv reads
+            place = "cpu" if map_location == "default" else map_location
+            with numpy_allowed():
+                content = CheckpointLoader.load_checkpoint(name, place)
+        else:
+            content = self._newest_readable(Path(name).expanduser())
+        found = content.get("meta") or {}
+        if "state_dict" not in content or not {"epoch", "iter"} <= found.keys():
+            raise ValueError(
+                f"{name} has weights, but no epoch and iteration of a training that could go on:"
+                " to begin one with these weights, use load_from"
+            )
+        weights = content["state_dict"]
+        stripped = OrderedDict((re.sub(r"^module\.", "", key), value) for key, value in weights.items())
+        stripped._metadata = getattr(weights, "_metadata", {})  # type: ignore[attr-defined]
+        load_state_dict(self.model, stripped, strict=False, logger=self.logger)
+        self.resumed_state_dict = stripped  # for ExpMomentumEMAHook, whose buffers the model does not have yet
+        if resume_optimizer and "optimizer" in content:
+            self._load_optimizer(content["optimizer"])
+        self._epoch, self._iter, self._resumed = found["epoch"], found["iter"], True
+        self._take_meta(found)
+        self.logger.info(f"resumed epoch {self.epoch}, iter {self.iter}")
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        if isinstance(self.optimizer, dict):
+            for name, optimizer in self.optimizer.items():
+                optimizer.load_state_dict(state[name])
+        elif self.optimizer is not None:
+            self.optimizer.load_state_dict(state)
+        else:
+            raise TypeError("Optimizer should be dict or torch.optim.Optimizer but got NoneType")
+
+    def _take_meta(self, found: dict[str, Any]) -> None:
+        """The checkpoint's meta for this run, whose config stays, and whose seed if the checkpoint has none."""
+        meta = self._started_meta()
+        if self._given_seed is None:
+            self._given_seed = meta.get("seed")
+        kept = {key: meta[key] for key in ("config",) if key in meta}
+        if found.get("seed") is None:
+            kept["seed"] = meta.get("seed")
+        messages = {**meta["hook_msgs"], **found.get("hook_msgs", {})}
+        meta.update({**found, **kept, "hook_msgs": messages})
+        self._seed = None
+
+    def _newest_readable(self, checkpoint: Path) -> dict[str, Any]:
         problems = []
         for path in (checkpoint, *_earlier(checkpoint)):
             try:
-                content = torch.load(path, map_location="cpu")
-                return path, content["state_dict"]
-            # What torch.load says of files that are cut short, empty, garbage, or of something else.
-            except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
-                problems.append(f"{path} is no readable checkpoint ({type(error).__name__}: {error})".splitlines()[0])
+                return read_checkpoint(path)
+            except DamagedCheckpoint as error:
+                problems.append(str(error))
                 self.logger.error(problems[-1])
         raise ValueError(
             "; ".join(problems)

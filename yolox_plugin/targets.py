@@ -44,10 +44,11 @@ def carry(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=32)
 def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of these values, carried to the device once."""
-    return carry(torch.tensor(values, dtype=dtype), device)
+    with torch.inference_mode(False):  # training could not use a tensor that an evaluation made within it
+        return carry(torch.tensor(values, dtype=dtype), device)
 
 
 def bucket(count: int) -> int:
@@ -93,19 +94,19 @@ def assign(
         cls_logits: `[B, P, C]`. obj_logits: `[B, P]`. boxes: `[B, P, 4]` decoded (x1, y1, x2, y2), pixels.
         middles: `[P, 4]` (x, y, stride_w, stride_h): the middles of the cells, where decoding has the corners.
         gt_boxes: for each image `[G, 4]` (x1, y1, x2, y2), pixels; G may differ and be 0.
-        gt_labels: for each image `[G]` int64 in [0, C).
+        gt_labels: for each image `[G]` in [0, C), of any dtype.
         center_radius, candidate_topk, cls_weight, iou_weight, keep_every_gt: see `yolox_ops.simota_assign`.
         bucketed: pad by `pad_to_bucket`, as accelerators want it.
 
     Raises:
         ValueError: for a wrong shape, device or label. TypeError: for a wrong dtype.
     """
-    gt_boxes = [gt.to(boxes.dtype) for gt in gt_boxes]
+    gt_boxes, gt_labels = [gt.to(boxes.dtype) for gt in gt_boxes], [labels.long() for labels in gt_labels]
     if bucketed:
         padded_boxes, padded_labels, num_gts = pad_to_bucket(gt_boxes, gt_labels)
     else:
         padded_boxes = pad_sequence(gt_boxes, batch_first=True)
-        padded_labels = pad_sequence(list(gt_labels), batch_first=True)
+        padded_labels = pad_sequence(gt_labels, batch_first=True)
         num_gts = torch.tensor([len(labels) for labels in gt_labels], device=boxes.device)
     gt_index, iou = simota_assign(
         cls_logits.sigmoid().mul_(obj_logits.sigmoid()[..., None]),
