@@ -17,23 +17,52 @@ from . import train as training
 from .demo_data import make_dataset
 
 CONFIG = "yolox_demo"
+MARKER = ".made-by-yolox-demo"
 
 
 def main() -> int:
-    """Runs the demo; returns the exit status."""
+    """Runs the demo in a folder of its own; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-path", type=Path, default=Path("data/demo"), help="made if it is not there")
-    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/demo"), help="emptied first")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data-path", type=launch.path, default=Path("data/demo"), help="made if it is not there")
+    parser.add_argument("--work-dir", type=launch.path, default=Path("work_dirs/demo"),
+                        help="emptied first of what an earlier demo has left there")  # fmt: skip
+    parser.add_argument("--seed", type=launch.seed, default=0)
     parser.add_argument("--epochs", type=launch.positive, help="default: 34")
     args = parser.parse_args(launch.options_of(sys.argv[1:]))
+    if args.work_dir.exists():
+        if not args.work_dir.is_dir():
+            parser.error(f"--work-dir {args.work_dir} is not a folder")
+        strange = not_made_here(args.work_dir)
+        if strange:
+            parser.error(
+                f"--work-dir {args.work_dir} holds something else than a training run of this demo,"
+                f" {strange[0]}: name another"
+            )
+        shutil.rmtree(args.work_dir.resolve())
     if not args.data_path.exists():
         make_dataset(args.data_path)
-    if args.work_dir.exists():
-        if any(args.work_dir.iterdir()) and not list(args.work_dir.glob("*.log.json")):
-            parser.error(f"--work-dir {args.work_dir} holds something else than a training run; name another")
-        shutil.rmtree(args.work_dir)
+    args.work_dir.resolve().mkdir(parents=True)
+    try:
+        return run(args)
+    finally:
+        (args.work_dir / MARKER).write_text(json.dumps(files_in(args.work_dir)))
 
+
+def files_in(folder: Path) -> dict[str, int]:
+    """Every file and link under `folder`, and when it was written, in nanoseconds."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
+    return {str(path.relative_to(folder)): path.lstat().st_mtime_ns for path in paths if path.name != MARKER}
+
+
+def not_made_here(work_dir: Path) -> list[str]:
+    """The files in it that no earlier demo has left there, or that somebody has written to since."""
+    marker = work_dir / MARKER
+    made = json.loads(marker.read_text()) if marker.is_file() else {}
+    return [name for name, written in files_in(work_dir).items() if made.get(name) != written]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, evaluates and draws; returns the exit status."""
     common = [f"--config={CONFIG}", f"--data-path={args.data_path}", f"--work-dir={args.work_dir}", "--device=cpu"]
     status = training.main([*common, f"--seed={args.seed}", *([f"--epochs={args.epochs}"] if args.epochs else [])])
     if status:

@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median, quantiles
@@ -20,18 +21,38 @@ def read_log(work_dir: Path) -> list[dict[str, Any]]:
     """The lines of all MMDetection's JSON logs in `work_dir`, in the order of training.
 
     Of what a resumed run trained again, its own line counts. The first training line of each log is marked as
-    `warm_up`: workers start, memory is allocated.
+    `warm_up`: workers start, memory is allocated. The `iter` of an evaluation is that of the training before it.
     """
     lines = {}
     for path in sorted(work_dir.glob("*.log.json")):
-        warm_up = True
-        for text in path.read_text().splitlines():
-            line = json.loads(text)
+        warm_up, trained = True, 0
+        for line in parse_log(path):
             if line.get("mode") == "train":
-                line["warm_up"], warm_up = warm_up, False
+                line["warm_up"], warm_up, trained = warm_up, False, line["iter"]
             if "mode" in line:
-                lines[line["epoch"], line["mode"] == "val", line["iter"]] = line
+                line["iter"] = trained  # not the number of its batches
+                lines[line["epoch"], trained, line["mode"] == "val"] = line
     return [lines[key] for key in sorted(lines)]
+
+
+def parse_log(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a JSON log. A process that was killed, or a full disk, may leave the last one cut short.
+
+    Raises:
+        ValueError: for any other line that is no JSON.
+    """
+    texts = path.read_text().splitlines()
+    for number, text in enumerate(texts, 1):
+        try:
+            yield json.loads(text)
+        except json.JSONDecodeError as error:
+            if number < len(texts):
+                raise ValueError(f"line {number} of {path} is no JSON: {error}") from error
+
+
+def seed_of(log: Path) -> int | None:
+    """The seed that a training really had, a resumed one its checkpoint's: mmcv writes `meta` first into the log."""
+    return next((line["seed"] for line in parse_log(log) if "seed" in line), None)
 
 
 def speed(log: list[dict[str, Any]], images: int) -> dict[str, Any]:
@@ -53,9 +74,12 @@ def speed(log: list[dict[str, Any]], images: int) -> dict[str, Any]:
     }
 
 
-def accuracy(figures: dict[str, Any]) -> dict[str, float]:
-    """pycocotools' figures under short names; all 0 if nothing was detected, of which MMDetection returns none."""
-    return {name: float(figures.get(f"bbox_{theirs}", 0.0)) for name, theirs in FIGURES.items()}
+def accuracy(figures: dict[str, Any], has_gts: bool = True) -> dict[str, float | None]:
+    """pycocotools' figures under short names; of sizes without any gt they are -1.
+
+    All are 0 if nothing was detected, of which MMDetection returns none, and None if there was no gt at all.
+    """
+    return {name: float(figures.get(f"bbox_{key}", 0.0)) if has_gts else None for name, key in FIGURES.items()}
 
 
 def versions() -> dict[str, str]:
@@ -83,23 +107,26 @@ def write_result(work_dir: Path, result: dict[str, Any]) -> None:
     print(f"E2E {kind}ing Duration sec : {result['seconds']:.0f}", flush=True)
 
 
-def draw_curves(log: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Training loss and validation mAP over the epochs."""
+def draw_curves(log: list[dict[str, Any]], path: Path, title: str, by_epoch: bool = True) -> None:
+    """Training loss and validation mAP over the epochs, or over the iterations of a runner without them."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     steps = [line for line in log if line["mode"] == "train"]
-    evaluations = [line for line in log if line["mode"] == "val"]
+    evaluations = [line for line in log if line["mode"] == "val" and line.get("bbox_mAP", 0.0) >= 0]  # -1: without gts
     per_epoch = max((line["iter"] for line in steps), default=1)
+
+    def place(line: dict[str, Any]) -> float:
+        return float(line["epoch"] - 1 + line["iter"] / per_epoch if by_epoch else line["iter"])
+
     figure, left = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    epochs = [line["epoch"] - 1 + line["iter"] / per_epoch for line in steps]
-    left.plot(epochs, [line["loss"] for line in steps], color="tab:blue")
-    left.set_xlabel("epoch")
+    left.plot([place(line) for line in steps], [line["loss"] for line in steps], color="tab:blue")
+    left.set_xlabel("epoch" if by_epoch else "iteration")
     left.set_ylabel("training loss", color="tab:blue")
     if evaluations:
         right = left.twinx()
-        means = [accuracy(line)["mAP"] for line in evaluations]
-        right.plot([line["epoch"] for line in evaluations], means, "o-", color="tab:red")
+        means = [line.get("bbox_mAP", 0.0) for line in evaluations]
+        right.plot([place(line) for line in evaluations], means, "o-", color="tab:red")
         right.set_ylabel("validation mAP", color="tab:red")
         right.set_ylim(0, 1)
     left.set_title(title)

@@ -18,12 +18,12 @@ from typing import Any
 import mmcv
 import torch
 from mmcv import Config
-from mmcv.runner import load_checkpoint
-from mmdet.datasets import build_dataloader, build_dataset
+from mmdet.datasets import build_dataloader, build_dataset, replace_ImageToTensor
 from mmdet.models import build_detector
 from mmdet.utils import build_dp, setup_multi_processes
 
-from . import launch, results
+from . import checks, launch, results
+from .checkpoint import read_checkpoint
 from .distributed import gather_results, init_process_group
 
 
@@ -34,8 +34,14 @@ def parser() -> argparse.ArgumentParser:
     )
     launch.add_options(options)
     add = options.add_argument
-    add("--pth-path", type=Path, required=True, metavar="FILE", help="the checkpoint, of this plugin or of MMDetection")
-    add("--save-dir", type=Path, metavar="DIR", help="every image with its boxes and scores")
+    add(
+        "--pth-path",
+        type=launch.path,
+        required=True,
+        metavar="FILE",
+        help="the checkpoint, of this plugin or of MMDetection",
+    )
+    add("--save-dir", type=launch.path, metavar="DIR", help="every image with its boxes and scores, as a new file")
     add("--score-thr", type=float, default=0.3, metavar="X", help="what is drawn there (default: %(default)s)")
     return options
 
@@ -47,10 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cfg = launch.load_config(args)
         if not launch.is_child():
-            launch.check_devices(cfg.device, args.devices)
-            launch.check_data(cfg, ["test"])
-            launch.check_checkpoint(cfg, args.pth_path)
-    except launch.InputError as error:
+            check(args, cfg)
+    except checks.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if launch.is_child() or (args.devices == 1 and args.nnodes is None):
@@ -59,22 +63,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return launch.run_processes("yolox_plugin.test", arguments, args, cfg.device, restarts=0)
 
 
+def check(args: argparse.Namespace, cfg: Config) -> None:
+    """Raises InputError for whatever would fail later, or overwrite something."""
+    checks.check_devices(cfg.device, args.devices)
+    checks.check_data(cfg, ["test"], args.data_path.absolute())
+    content = checks.check_checkpoint(cfg, "--pth-path", args.pth_path)
+    checks.check_trained_classes(cfg, content)
+    checks.check_folder("--work-dir", Path(cfg.work_dir))
+    if args.save_dir is not None:
+        checks.check_pictures(args.save_dir, cfg)
+
+
 def test(args: argparse.Namespace, cfg: Config) -> None:
     """One process of an evaluation, from the process group to result.json."""
     start = time.time()
     rank, world_size = init_process_group(cfg.device)
     setup_multi_processes(cfg)
+    batch_size = args.batch_size or cfg.data.test_dataloader.get("samples_per_gpu", 1)
+    if batch_size > 1:
+        cfg.data.test.pipeline = replace_ImageToTensor(cfg.data.test.pipeline)
     dataset = build_dataset(cfg.data.test, {"test_mode": True})
     model = load_model(cfg, args.pth_path)
     model.CLASSES = dataset.CLASSES
-    batch_size = args.batch_size or 1
     begin = time.perf_counter()
     found = detect(model, dataset, cfg, batch_size, args.save_dir, args.score_thr)
     seconds = time.perf_counter() - begin
     if rank > 0:
         return
     print()
-    figures = results.accuracy(dataset.evaluate(found, metric="bbox"))
+    figures = results.accuracy(dataset.evaluate(found, metric="bbox"), checks.has_gts(cfg, "test"))
     work_dir = Path(cfg.work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
     rate = len(dataset) / seconds
@@ -94,10 +111,15 @@ def test(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def load_model(cfg: Config, checkpoint: Path) -> Any:
-    """The config's detector with the averaged weights of a checkpoint, on the CPU."""
+    """The config's detector with the weights of a checkpoint, on the CPU; the averaged ones if it has both.
+
+    Raises:
+        RuntimeError: some are missing, or of another shape.
+    """
     model = build_detector(cfg.model)
-    # MMDetection keeps the raw weights as ema_*; the model wants the averages alone.
-    load_checkpoint(model, str(checkpoint), map_location="cpu", revise_keys=[(r"^ema_.*", "")])
+    wanted, weights = model.state_dict(), read_checkpoint(checkpoint)["state_dict"]
+    # The averages bear the model's own names; MMDetection's hook keeps the raw weights as ema_* beside them.
+    model.load_state_dict({name: value for name, value in weights.items() if name in wanted})
     return model
 
 
@@ -111,7 +133,7 @@ def detect(
     loader = build_dataloader(
         dataset,
         samples_per_gpu=batch_size,
-        workers_per_gpu=cfg.data.workers_per_gpu,
+        workers_per_gpu=cfg.data.test_dataloader.get("workers_per_gpu", 2),
         dist=world_size > 1,
         shuffle=False,
     )

@@ -9,6 +9,7 @@ run, 2 if something in the command is wrong (nothing has been written then), and
 """
 
 import argparse
+import contextlib
 import importlib.util
 import math
 import os
@@ -18,20 +19,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+import torch.distributed as dist
 from mmcv import Config
 from mmcv.runner import HOOKS, BaseRunner, Hook
 from mmdet.apis import set_random_seed, train_detector
-from mmdet.datasets import build_dataset
+from mmdet.datasets import build_dataloader, build_dataset
 from mmdet.models import build_detector
 from mmdet.utils import get_root_logger, setup_multi_processes
+from torch.utils.data import DataLoader
 
-from . import launch, results
+from . import checks, launch, results
+from .checks import InputError
 from .distributed import init_process_group
 
 # Seconds since 1970, for the processes that a command starts, restarted ones too; it has checked everything.
 START = "YOLOX_PLUGIN_START"
+# Hooks with a closing phase, and how many epochs MMDetection gives it where the config does not say.
+CLOSING = {"YOLOXModeSwitchHook": 15, "SyncNormHook": 15}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         help="no validation; one epoch, unless --epochs or --iterations says otherwise")  # fmt: skip
     add("--amp", choices=("float32", "bfloat16", "float16"),
         help="precision of the convolutions (default: MMDetection's, float32, but float16 on an NPU)")  # fmt: skip
-    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--seed", type=launch.seed, default=0, help="default: %(default)s")
     add("--resume", action="store_true", help="go on from the newest checkpoint in --work-dir, if there is one")
     add("--max-restarts", type=int, default=0, metavar="N",
         help="when a process ends with an error, start again from the newest checkpoint, N times at most")  # fmt: skip
@@ -61,23 +66,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     given = os.environ.get(START)
     start = float(given or time.time())
+    alone = args.devices == 1 and not args.max_restarts and args.nnodes is None
     try:
         cfg = configure(args)
-        if given:
-            cfg.auto_resume = True  # what lies in the work directory now is this command's own
-        else:
+        if not given:
             check(args, cfg)
-    except launch.InputError as error:
+        if alone or launch.is_child():
+            # What lies in the work directory of a process that is started again is this command's own.
+            train(args, cfg, start, resume=args.resume or given is not None)
+            return 0
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    alone = args.devices == 1 and not args.max_restarts and args.nnodes is None
-    if alone or launch.is_child():
-        train(args, cfg, start)
-        return 0
     os.environ[START] = str(start)
-    status = launch.run_processes("yolox_plugin.train", arguments, args, cfg.device, args.max_restarts)
-    del os.environ[START]
-    if status:
+    try:
+        status = launch.run_processes("yolox_plugin.train", arguments, args, cfg.device, args.max_restarts)
+    finally:
+        del os.environ[START]
+    if status not in (0, 2):
         print(f"The same command with --resume goes on from the newest checkpoint in {cfg.work_dir}.", file=sys.stderr)
     return status
 
@@ -86,54 +92,141 @@ def configure(args: argparse.Namespace) -> Config:
     """The config with everything the options say, except what depends on the size of the data set (`schedule`)."""
     cfg = launch.load_config(args)
     if args.batch_size:
-        cfg.data.samples_per_gpu = args.batch_size
+        cfg.data.train_dataloader.samples_per_gpu = args.batch_size
     if args.amp:
         cfg.model.autocast = args.amp
-    if "base_batch_size" in cfg.get("auto_scale_lr", {}):
+    if "base_batch_size" in cfg.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
     cfg.seed = args.seed
-    cfg.auto_resume = args.resume
+    cfg.auto_resume = False  # `train` says where to go on from
+    if "evaluation" not in cfg:
+        cfg.evaluation = {}  # MMDetection evaluates every epoch then; None stands for none
+    if not isinstance(cfg.custom_hooks, list):
+        cfg.custom_hooks = [cfg.custom_hooks]
+    for hook in cfg.custom_hooks:
+        if hook.get("type") in CLOSING:
+            hook.setdefault("num_last_epochs", CLOSING[hook.type])
+    cfg.log_config.setdefault("interval", 50)
+    cfg.log_config.setdefault("hooks", [])
+    loggers = ["TextLoggerHook"]  # the figures of a run come from its log
     if importlib.util.find_spec("tensorboard") is not None:
-        cfg.log_config.hooks.append({"type": "TensorboardLoggerHook"})
+        loggers.append("TensorboardLoggerHook")
+    there = [hook.type for hook in cfg.log_config.hooks]
+    cfg.log_config.hooks.extend({"type": name} for name in loggers if name not in there)
     return cfg
+
+
+def validates(args: argparse.Namespace, cfg: Config) -> bool:
+    """Whether this training evaluates on val."""
+    return not args.performance and cfg.evaluation is not None
 
 
 def check(args: argparse.Namespace, cfg: Config) -> None:
     """Raises InputError for whatever would fail later, or overwrite something."""
-    launch.check_devices(cfg.device, args.devices)
-    if cfg.device == "cpu" and args.amp == "float16":
-        raise launch.InputError("--amp=float16 needs an accelerator: on a CPU use --amp=bfloat16")
-    launch.check_data(cfg, ("train",) if args.performance else ("train", "val"))
+    checks.check_devices(cfg.device, args.devices)
+    checks.check_precision(cfg, args.amp)
+    check_recipe(args, cfg)
+    checks.check_data(cfg, ("train", "val") if validates(args, cfg) else ("train",), args.data_path.absolute())
     work_dir = Path(cfg.work_dir)
-    if work_dir.exists() and not work_dir.is_dir():
-        raise launch.InputError(f"--work-dir {work_dir} is not a folder")
-    if not cfg.auto_resume and any(work_dir.glob("*.log.json")):
-        raise launch.InputError(f"--work-dir {work_dir} has a run already: --resume goes on with it, or name another")
+    checks.check_folder("--work-dir", work_dir)
+    newest = checks.newest_checkpoint(work_dir)
+    if not args.resume:
+        checks.check_new(work_dir)
+    elif newest:
+        checks.check_resumable(cfg, newest)
+    checks.check_initial_weights("load_from", cfg.load_from)
+    checks.check_initial_weights("resume_from", cfg.resume_from)
+
+
+def check_recipe(args: argparse.Namespace, cfg: Config) -> None:
+    """Raises InputError for what MMDetection's runners do not do, or do without a word."""
+    if len(cfg.workflow) != 1 or cfg.workflow[0][0] != "train":
+        raise InputError(f"the config's workflow must be [('train', 1)], got {cfg.workflow}: `evaluation` is for val")
+    lr: Any = cfg.lr_config or {}
+    if args.epochs and {"periods", "total_steps"}.intersection(lr):
+        raise InputError(
+            f"--epochs cannot shorten the config's lr_config.policy={lr.policy!r}: change its lengths there"
+        )
+    if "max_epochs" in cfg.runner:
+        if lr.get("warmup_by_epoch") and not args.epochs and not args.performance:
+            check_lengths(cfg, iterations_per_epoch=1)  # all lengths are in epochs
+        return
+    kind = cfg.runner.type
+    counted = [f"lr_config.{key}" for key in ("by_epoch", "warmup_by_epoch", "num_last_epochs") if lr.get(key)]
+    counted += [hook.type for hook in cfg.custom_hooks if hook.get("num_last_epochs")]
+    if args.epochs:
+        counted.append("--epochs")
+    if counted:
+        raise InputError(
+            f"the config's {kind} has no epochs, in which {counted[0]} counts: leave that out, or use EpochBasedRunner"
+        )
+    if kind == "IterBasedRunner" and cfg.device != "cuda" and (args.resume or args.max_restarts or cfg.resume_from):
+        raise InputError(f"the config's {kind} resumes on CUDA alone, as mmcv has it: use EpochBasedRunner")
+
+
+def check_lengths(cfg: Config, iterations_per_epoch: int) -> None:
+    """Raises InputError if warm-up and closing phase leave nothing of the training, where the learning rate is made of
+    its share."""
+    lr: Any = cfg.lr_config or {}
+    if lr.get("policy") != "YOLOX":
+        return
+    warm_up = lr.get("warmup_iters", 0) * (iterations_per_epoch if lr.get("warmup_by_epoch") else 1)
+    closing, length = lr.num_last_epochs, cfg.runner.max_epochs
+    if warm_up and warm_up >= (length - closing) * iterations_per_epoch:
+        raise InputError(
+            f"the config's warm-up of {warm_up / iterations_per_epoch:g} epochs and closing phase of {closing} must be"
+            f" shorter than its {length} epochs"
+        )
+
+
+def shrunk(value: Any, share: float) -> Any:
+    """A length of a recipe, or several, in a share of its time; 0 and less stand for none."""
+    if isinstance(value, list):
+        return [shrunk(part, share) for part in value]
+    return max(round(value * share), 1) if value > 0 else value
 
 
 def schedule(cfg: Config, epochs: int | None, iterations_per_epoch: int) -> None:
-    """Fits the recipe into `epochs`: warm-up, closing phase and intervals in proportion. The last one is evaluated."""
-    evaluations = [tuple(change) for change in cfg.evaluation.get("dynamic_intervals") or ()]
+    """Fits the recipe into `epochs`: warm-up, closing phase, steps and intervals shrink. The end is evaluated."""
+    lr: Any = cfg.get("lr_config") or {}
+    evaluation = cfg.get("evaluation")
+    changes = [tuple(change) for change in (evaluation or {}).get("dynamic_intervals") or ()]
     if epochs:
         share = min(epochs / cfg.runner.max_epochs, 1.0)
         cfg.runner.max_epochs = epochs
-        warm_up = cfg.lr_config.warmup_iters * (iterations_per_epoch if cfg.lr_config.get("warmup_by_epoch") else 1)
-        cfg.lr_config.update(warmup_by_epoch=False, warmup_iters=max(round(warm_up * share), 1))
-        # Of one epoch none is left for it: its learning rate is the lowest.
-        closing = max(round(cfg.lr_config.num_last_epochs * share), 1) if epochs != 1 else 0
-        evaluations = [(cfg.runner.max_epochs - closing, 1)] if evaluations else []
-        for part in (cfg.lr_config, cfg.evaluation, cfg.checkpoint_config, *cfg.custom_hooks):
-            if "num_last_epochs" in part:
-                part.num_last_epochs = closing
-            if "interval" in part:
-                part.interval = max(round(part.interval * share), 1)
-    cfg.evaluation.dynamic_intervals = [*evaluations, (cfg.runner.max_epochs, 1)]
+        parts = [hook for hook in cfg.get("custom_hooks") or () if "num_last_epochs" in hook]
+        parts += [part for part in (lr, evaluation, cfg.get("checkpoint_config")) if part]
+        for part in parts:
+            part.update({key: shrunk(part[key], share) for key in ("interval", "start", "step") if part.get(key)})
+            if "num_last_epochs" in part:  # of one epoch none is left for it, in which the learning rate is the lowest
+                part.num_last_epochs = min(shrunk(part.num_last_epochs, share), epochs - 1)
+        closing = max((part.num_last_epochs for part in parts if "num_last_epochs" in part), default=0)
+        changes = [(epochs - closing, 1)] if changes else []
+        if lr.get("warmup_iters"):
+            warm_up = lr.warmup_iters * (iterations_per_epoch if lr.get("warmup_by_epoch") else 1)
+            most = max((epochs - closing) * iterations_per_epoch - 1, 1)
+            lr.update(warmup_by_epoch=False, warmup_iters=min(shrunk(warm_up, share), most))
+    if evaluation is not None:
+        end = cfg.runner.get("max_epochs") or cfg.runner.max_iters
+        evaluation.dynamic_intervals = [*changes, (end, 1)]
 
 
-def iterations_in(dataset: Any, batch_size: int, world_size: int) -> int:
-    """In an epoch; MMDetection's samplers keep wide and tall images apart."""
-    groups = np.bincount(dataset.flag) if hasattr(dataset, "flag") else [len(dataset)]
-    return sum(math.ceil(count / batch_size / world_size) for count in groups)
+def log_often(cfg: Config, iterations: float) -> None:
+    """Lets the loggers write at least once in so many iterations."""
+    for part in (cfg.log_config, *cfg.log_config.hooks):
+        if "interval" in part:
+            part.interval = min(part.interval, max(int(iterations), 1))
+
+
+def iterations_in(dataset: Any, cfg: Config, distributed: bool) -> int:
+    """In an epoch, of the loader that MMDetection will make; the images shared out for a runner without epochs."""
+    options = {"samples_per_gpu": 2, **cfg.data.train_dataloader, "workers_per_gpu": 0, "persistent_workers": False}
+    if "max_epochs" not in cfg.runner:
+        return math.ceil(len(dataset) / options["samples_per_gpu"] / len(cfg.gpu_ids))
+    loader: DataLoader[Any] = build_dataloader(
+        dataset, dist=distributed, seed=cfg.seed, runner_type=cfg.runner.type, **options
+    )
+    return len(loader)
 
 
 class Enough(Exception):
@@ -149,24 +242,39 @@ class StopHook(Hook):
 
     def after_train_iter(self, runner: BaseRunner) -> None:
         if runner.iter + 1 >= self.iterations:
+            runner.logger.info(f"stopped after {self.iterations} iterations, as asked")
             raise Enough
 
 
-def train(args: argparse.Namespace, cfg: Config, start: float) -> None:
-    """One process of a training that began at `start`, from the process group to result.json."""
+def agreed(value: Any) -> Any:
+    """Rank 0's, on every rank."""
+    found = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def train(args: argparse.Namespace, cfg: Config, start: float, resume: bool) -> None:
+    """One process of a training that began at `start`, from the process group to result.json.
+
+    Raises:
+        InputError: for what shows only in the data set; nothing has been written then.
+    """
     rank, world_size = init_process_group(cfg.device)
     setup_multi_processes(cfg)
     set_random_seed(args.seed)
+    cfg.gpu_ids = list(range(world_size))
     dataset = build_dataset(cfg.data.train)
-    batch_size = cfg.data.samples_per_gpu
-    per_epoch = iterations_in(dataset, batch_size, world_size)
-    epochs = 1 if args.performance and not args.iterations else None
-    schedule(cfg, args.epochs or epochs, per_epoch)
-    length = min(cfg.runner.max_epochs * per_epoch, args.iterations or math.inf)
-    cfg.log_config.interval = min(cfg.log_config.interval, max(int(length) // 20, 1))
-    if args.iterations:
-        cfg.custom_hooks.append({"type": "StopHook", "iterations": args.iterations, "priority": "LOWEST"})
-    cfg.gpu_ids = [0] if world_size == 1 else list(range(world_size))
+    per_epoch = iterations_in(dataset, cfg, distributed=world_size > 1)
+    epochs, iterations = args.epochs, args.iterations
+    if args.performance and not epochs and not iterations:
+        epochs, iterations = (1, None) if "max_epochs" in cfg.runner else (None, per_epoch)
+    schedule(cfg, epochs, per_epoch)
+    length = cfg.runner.max_iters if "max_iters" in cfg.runner else cfg.runner.max_epochs * per_epoch
+    if "max_epochs" in cfg.runner:
+        check_lengths(cfg, per_epoch)
+    log_often(cfg, min(min(length, iterations or length) // 20, per_epoch))
+    model = build_detector(cfg.model)
 
     work_dir = Path(cfg.work_dir)
     stamp = time.strftime("%Y%m%d_%H%M%S")
@@ -177,42 +285,46 @@ def train(args: argparse.Namespace, cfg: Config, start: float) -> None:
         log_file = str(work_dir / f"{stamp}.log")
     logger = get_root_logger(log_file=log_file, log_level=cfg.log_level)
     logger.info(", ".join(f"{name} {value}" for name, value in results.versions().items()))
-    model = build_detector(cfg.model)
     model.init_weights()
     if cfg.get("channels_last"):
         model.to(memory_format=torch.channels_last)
     model.CLASSES = dataset.CLASSES
-    cfg.checkpoint_config.meta = {"CLASSES": dataset.CLASSES}
     meta = {"CLASSES": dataset.CLASSES, "seed": args.seed, "config": cfg.pretty_text}
-    try:
-        train_detector(model, [dataset], cfg, distributed=world_size > 1, validate=not args.performance,
+    if cfg.checkpoint_config is not None:
+        cfg.checkpoint_config.meta = {"CLASSES": dataset.CLASSES}
+    if iterations:
+        cfg.custom_hooks.append({"type": "StopHook", "iterations": iterations, "priority": "LOWEST"})
+    newest = agreed(checks.newest_checkpoint(work_dir)) if resume else None
+    if newest:
+        cfg.resume_from = str(newest)
+    with contextlib.suppress(Enough):
+        train_detector(model, [dataset], cfg, distributed=world_size > 1, validate=validates(args, cfg),
                        timestamp=stamp, meta=meta)  # fmt: skip
-    except Enough:
-        logger.info(f"stopped after {args.iterations} iterations, as asked")
     if rank == 0:
-        report(args, cfg, batch_size, world_size, time.time() - start)
+        report(args, cfg, stamp, world_size, time.time() - start)
 
 
-def report(args: argparse.Namespace, cfg: Config, batch_size: int, world_size: int, seconds: float) -> None:
+def report(args: argparse.Namespace, cfg: Config, stamp: str, world_size: int, seconds: float) -> None:
     """Writes result.json and curves.png, and prints the final lines."""
     work_dir = Path(cfg.work_dir)
+    batch_size = cfg.data.train_dataloader.get("samples_per_gpu", 2)
     log = results.read_log(work_dir)
     losses = [line["loss"] for line in log if line["mode"] == "train"]
     evaluations = [line for line in log if line["mode"] == "val"]
-    results.draw_curves(log, work_dir / "curves.png", args.config)
+    results.draw_curves(log, work_dir / "curves.png", args.config, by_epoch="max_epochs" in cfg.runner)
     results.write_result(work_dir, {
         "task": "train",
         "config": args.config,
         "device": cfg.device,
         "devices": world_size,
         "batch_size": batch_size,
-        "epochs": cfg.runner.max_epochs,
-        "iterations": args.iterations,
-        "seed": args.seed,
+        "epochs": cfg.runner.get("max_epochs"),
+        "iterations": args.iterations or cfg.runner.get("max_iters"),
+        "seed": results.seed_of(work_dir / f"{stamp}.log.json"),
         "amp": args.amp,
         "versions": results.versions(),
         **results.speed(log, batch_size * world_size),
-        **(results.accuracy(evaluations[-1]) if evaluations else {"mAP": None}),
+        **(results.accuracy(evaluations[-1], checks.has_gts(cfg, "val")) if evaluations else {"mAP": None}),
         "loss": losses[-1] if losses else None,
         "seconds": seconds,
     })  # fmt: skip
