@@ -34,7 +34,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def setting(machine: Data) -> str:
     """A training step's machine and model."""
     size = machine["size"]
-    return f"{caption(machine)}; {machine['config']}, {machine['batch']} images of {size} x {size}"
+    return f"{caption(machine)}; {machine['config']}, batch of {machine['batch']}, {size} x {size} pixels"
 
 
 def train_chart(path: Path, data: Data) -> None:

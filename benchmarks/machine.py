@@ -34,4 +34,5 @@ def facts() -> dict[str, Any]:
 
 def caption(machine: dict[str, Any]) -> str:
     """The machine in half a line, for charts and tables."""
-    return "{cpu}, {cores} cores, {instructions}, torch {torch}, {date}".format(**machine)
+    version = machine["torch"].split("+")[0]
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['instructions']}, torch {version}, {machine['date']}"

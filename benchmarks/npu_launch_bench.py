@@ -40,11 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.path[:0] = [str(ROOT / "tests/npu_sim"), str(ROOT / "benchmarks")]
     import device  # before mmcv: stands in for its compiled part
     import torch
+    import torch_npu
     from cases import make_gts, trained
+    from machine import facts
     from mmcv import ConfigDict
     from mmdet.core.bbox.assigners.sim_ota_assigner import SimOTAAssigner as StockAssigner
     from mmdet.models.dense_heads import yolox_head as stock_module
     from mmdet.models.dense_heads.yolox_head import YOLOXHead as StockHead
+    from parity import Verdict, compare_boxes, compare_losses
 
     import yolox_ops
     import yolox_plugin  # noqa: F401
@@ -107,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{options.images} images of {options.size} x {options.size}, 80 classes\n")
     print(f"{'':28}{'':8}" + "".join(f"{name:>16}" for name in COLUMNS))
     rows: list[dict[str, Any]] = []
-    problems = 0
+    verdict = Verdict()
 
     def measure(what: str, name: str, run: Any) -> Any:
         run()  # what is made once (priors, constants) is made
@@ -127,16 +130,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             measure(f"head.loss, {gts} gts", name, partial(h.loss, *outputs, boxes, labels, metas))
             for name, h in heads.items()
         ]
-        for key, theirs in found[0].items():
-            if not torch.allclose(found[1][key].cpu(), theirs.cpu(), rtol=1e-2):
-                problems += 1
-                print(f"MISMATCH {key}: {found[1][key].item():.6g}, MMDetection's {theirs.item():.6g}")
+        compare_losses(verdict, f"{gts} gts", found[1], found[0])
     detections = [
         measure("get_bboxes", name, partial(h.get_bboxes, *outputs, img_metas=metas, rescale=True))
         for name, h in heads.items()
     ]
-    for (theirs, _), (ours, _) in zip(*detections, strict=True):
-        problems += int(abs(len(theirs) - len(ours)) > 0.01 * len(theirs))
+    for i, (theirs, ours) in enumerate(zip(*detections, strict=True)):
+        compare_boxes(verdict, f"image {i}", ours, theirs)
+    for problem in verdict.problems:
+        print(f"MISMATCH {problem}")
     print()
     for gts, launches, syncs in TARGETS:
         for row in rows:
@@ -146,9 +148,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"target plugin head.loss, {gts} gts: <= {launches} launches, {syncs} syncs:"
                     f" {row['launches']}, {row['host syncs']} {'met' if met else 'NOT MET'}"
                 )
+    problems = len(verdict.problems)
     print(f"parity: {f'{problems} DIFFER' if problems else 'losses and detections agree'}")
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        machine = facts() | {"images": options.images, "size": options.size, "torch_npu": torch_npu.__version__}
+        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     return int(problems > 0)
 
 

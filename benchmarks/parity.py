@@ -160,13 +160,13 @@ def compare_pictures(verdict: Verdict, mine: Tensor, other: Tensor, ipp: bool) -
 LOSS_TOLERANCE = 80 * 2.0**-23
 
 
-def compare_losses(verdict: Verdict, mine: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+def compare_losses(verdict: Verdict, what: str, mine: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     """Losses of the same names, equal up to float32 rounding."""
     if mine.keys() != other.keys():
-        verdict.problems.append(f"losses: {sorted(mine)} and {sorted(other)}")
+        verdict.problems.append(f"{what}: {sorted(mine)} and {sorted(other)}")
         return
     for name in other:
-        close(verdict, name, mine[name].cpu(), other[name].cpu(), LOSS_TOLERANCE, 0.0)
+        close(verdict, f"{what}: {name}", mine[name].cpu(), other[name].cpu(), LOSS_TOLERANCE, 0.0)
 
 
 def compare_boxes(verdict: Verdict, what: str, mine: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> None:

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from figures import pipeline_chart
+from machine import caption, facts
 from peers import quiet
 
 with quiet():
@@ -31,7 +33,7 @@ import torch
 from mmcv import Config
 from mmdet.datasets import build_dataloader, pipelines
 from mmdet.datasets.coco import CocoDataset as StockCocoDataset
-from report import can_plot, stacked_bars
+from report import can_plot
 
 from yolox_plugin.dataset import CocoDataset, MultiImageMixDataset
 
@@ -168,8 +170,8 @@ class Side:
         np.random.seed(seed)
         return dataset[seed % len(dataset)]
 
-    def stages(self, seeds: Sequence[int]) -> dict[str, float]:
-        """Mean milliseconds of each stage of a sample."""
+    def clocked(self, seed: int) -> None:
+        """Draws a sample with the clock of its stages running."""
         decode, read = mmcv.imfrombytes, mmcv.FileClient.get
 
         def with_clock(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -181,12 +183,10 @@ class Side:
 
         mmcv.imfrombytes, mmcv.FileClient.get = with_clock(decode), with_clock(read)
         try:
-            for seed in seeds:
-                with self.clock.stage("copies"):  # and the rest of the data set's own work
-                    self.draw(self.timed, seed)
+            with self.clock.stage("copies"):  # and the rest of the data set's own work
+                self.draw(self.timed, seed)
         finally:
             mmcv.imfrombytes, mmcv.FileClient.get = decode, read
-        return {name: seconds / len(seeds) * 1e3 for name, seconds in self.clock.seconds.items()}
 
 
 def difference(ours: Any, theirs: Any) -> str | None:
@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         written = make_images(root, options.images)
-        machine = {
+        machine = facts() | {
             "images": options.images,
             "JPEG kB": round(written / options.images / 1e3),
             "opencv": cv2.__version__,
@@ -228,7 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "numpy": np.__version__,
             "mmdet": mmdet.__version__,
         }
-        print("  ".join(f"{key}={value}" for key, value in machine.items()), flush=True)
+        print(caption(machine))
+        print("  ".join(f"{key}={machine[key]}" for key in ("images", "JPEG kB", "opencv", "IPP", "numpy", "mmdet")))
         with quiet():
             sides = [Side(name, root) for name in (STOCK, PLUGIN, CACHED)]
         result = bench(sides, root, options)
@@ -237,12 +238,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"parity: {len(result['problems'])} DIFFER")
         return 1
     print(f"parity: {options.samples} samples are equal, bit by bit")
+    data = {"machine": machine, **result}
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine, **result}, indent=1) + "\n")
+        options.json.write_text(json.dumps(data, indent=1) + "\n")
     if options.plot:
-        title = f"a training sample of the standard YOLOX config on one core, opencv {cv2.__version__}"
-        bars = {name: side["stages"] for name, side in result["sides"].items()}
-        stacked_bars(options.plot, title, "milliseconds, mean", bars)
+        pipeline_chart(options.plot, data)
     return 0
 
 
@@ -264,22 +264,30 @@ def bench(sides: list[Side], root: Path, options: argparse.Namespace) -> dict[st
         side.dataset.keep_uint8()  # as the runner asks for
         side.timed.keep_uint8()
     for seed in range(options.samples):
-        for side in sides:
+        for side in sides if seed % 2 == 0 else sides[::-1]:
             start = time.perf_counter()
             side.draw(side.dataset, seed)
             taken[side.name].append(time.perf_counter() - start)
+            side.clocked(seed)
         start = time.perf_counter()
         for i in range(5):  # of MMDetection's sample
             mmcv.imfrombytes(encoded[(seed + i) % len(encoded)])
         decode.append(time.perf_counter() - start)
-    seeds = range(options.samples)
+    rates: dict[str, dict[str, float]] = {side.name: {} for side in sides}
+    for workers in options.workers:
+        runs = [(side.name, images_per_second(side.dataset, workers)) for side in [*sides, *sides[::-1]]]
+        for side in sides:
+            rates[side.name][str(workers)] = statistics.fmean(rate for name, rate in runs if name == side.name)
     found: dict[str, Any] = {}
     for side in sides:
         low, middle, high = statistics.quantiles(taken[side.name], n=4, method="inclusive")
-        mean = statistics.fmean(taken[side.name])
-        rates = {workers: images_per_second(side.dataset, workers) for workers in options.workers}
-        found[side.name] = {"mean": mean, "median": middle, "quartiles": [low, high], "stages": side.stages(seeds),
-                            "images a second": rates}  # fmt: skip
+        found[side.name] = {
+            "mean": statistics.fmean(taken[side.name]),
+            "median": middle,
+            "quartiles": [low, high],
+            "stages": {name: seconds / options.samples * 1e3 for name, seconds in side.clock.seconds.items()},
+            "images a second": rates[side.name],
+        }
     print(table(found, statistics.fmean(decode)))
     return {"problems": [], "sides": found, "decode": statistics.fmean(decode)}
 
@@ -300,7 +308,7 @@ def table(found: dict[str, Any], decode: float) -> str:
     lines.append(row("samples/s a core", [f"{1 / side['mean']:.1f}" for side in sides]))
     lines.append(row(f"to decoding 5 JPEGs: {decode * 1e3:.2f}", [f"{side['mean'] / decode:.2f}x" for side in sides]))
     for workers in sides[0]["images a second"]:
-        lines.append(row(f"images/s of {workers} worker{'s' * (workers > 1)}",
+        lines.append(row(f"images/s of {workers} worker{'s' * (workers != '1')}",
                          [f"{side['images a second'][workers]:.1f}" for side in sides]))  # fmt: skip
     lines.append("")
     for name, least in TARGETS.items():

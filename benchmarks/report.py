@@ -163,6 +163,7 @@ def plot(path: Path, data: dict[str, Any]) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.patches import Patch
 
     colours = {US: "#1a5fb4", "mmdet": "#c64600", "mmcv": "#e5a50a", "torchvision": "#2ec27e"}
     colours |= {"Megvii's steps": "#813d9c", "torch foreach": "#77767b", "cv2 + numpy": "#986a44"}
@@ -191,7 +192,7 @@ def plot(path: Path, data: dict[str, Any]) -> None:
     machine = data["machine"]
     axes.set_title(f"{caption(machine)}, {machine['threads']} threads", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colours.get(name, "#c0bfbc")) for name in names]
+    handles = [Patch(color=colours.get(name, "#c0bfbc")) for name in names]
     figure.legend(handles, names.values(), loc="upper center", ncols=len(names), fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / figure.get_figheight()))
     figure.savefig(path, dpi=150)
@@ -219,7 +220,7 @@ def stacked_bars(path: Path, title: str, unit: str, bars: dict[str, dict[str, fl
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel(unit, fontsize=9)
-    axes.set_title(title, fontsize=9)
+    figure.suptitle(title.replace("; ", "\n"), fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(fontsize=8, frameon=False, ncols=len(parts), loc="outside lower center")
     figure.savefig(path, dpi=150)
