@@ -68,6 +68,27 @@ def test_gradient(mode, aligned, kind):
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("scale", "eps"), [(1e9, 1e-6), (1e16, 1e-6), (1e-13, 0.0)])
+def test_gradient_of_huge_and_tiny_boxes(mode, scale, eps):
+    """Areas of 1e21 to 1e35, and of 1e-23: their squares are no float32."""
+    a, b = boxes(13, 20) * scale, boxes(14, 30) * scale
+    grads = []
+    for function, dtype in ((box_iou, torch.float32), (reference.box_iou, torch.float64)):
+        leaves = [t.to(dtype).requires_grad_() for t in (a, b)]
+        found = torch.autograd.grad(function(*leaves, mode, eps=eps).sum(), leaves)
+        grads.append([grad.double() * scale for grad in found])
+    assert max(grad.abs().max() for grad in grads[1]) > 0.01
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_derivative_is_an_error():
+    a, b = boxes(15, 5).requires_grad_(), boxes(16, 6).requires_grad_()
+    grads = torch.autograd.grad(box_iou(a, b).sum(), (a, b), create_graph=True)
+    with pytest.raises(RuntimeError, match="derivative for yolox_ops::box_iou_backward is not implemented"):
+        sum(grad.sum() for grad in grads).backward()
+
+
 def test_other_layouts_and_threads():
     a, b = boxes(5, 500), boxes(6, 60)
     expected = box_iou(a, b)

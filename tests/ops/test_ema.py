@@ -19,6 +19,72 @@ def test_equals_the_reference(dtype, momentum):
     torch.testing.assert_close(ours, theirs)
 
 
+LAYOUTS = {  # of a matrix's copy
+    "packed": lambda t: t.clone(),
+    "transposed": lambda t: t.t().clone(memory_format=torch.contiguous_format).t(),
+    "with gaps": lambda t: torch.stack([t, t], -1)[..., 0],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_graph_that_saved_an_average_notices(dtype, layout):
+    average = LAYOUTS[layout](torch.ones(3, 4, dtype=dtype))
+    view = average[0]
+    leaf = torch.ones_like(average).requires_grad_()
+    loss = (leaf * average).sum()
+    value = torch.zeros(3, 4, dtype=dtype)
+    ema_update_([average], [value], 0.5)
+    assert torch.equal(average, torch.full_like(average, 0.5))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    assert average._version == view._version == 1
+    assert value._version == 0
+
+
+def test_leaves_the_graphs_of_parameters_alone():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    loss = (2 * parameter).sum()
+    ema_update_([parameter], [torch.zeros(3)], 0.5)
+    assert parameter.is_leaf and parameter.requires_grad
+    loss.backward()
+    assert torch.equal(parameter.grad, torch.full((3,), 2.0))
+
+
+def test_inference_tensors():
+    with torch.inference_mode():
+        average = torch.ones(3)
+        ema_update_([average], [torch.zeros(3)], 0.5)
+    assert average.tolist() == [0.5] * 3
+    with pytest.raises(RuntimeError, match="Inplace update to inference tensor outside InferenceMode"):
+        ema_update_([average], [torch.zeros(3)], 0.5)
+
+
+def test_overlapping_memory_is_refused():
+    with pytest.raises(ValueError, match=r"average\[0\] must have memory for each element, got strides \[0\]"):
+        ema_update_([torch.ones(1).expand(3)], [torch.ones(3)], 0.5)
+    memory = torch.arange(4.0)
+    with pytest.raises(RuntimeError, match="refer to a single memory location"):
+        ema_update_([memory[:3]], [memory[1:]], 0.5)
+    assert memory.tolist() == [0, 1, 2, 3]
+    ema_update_([memory], [memory], 0.5)
+    assert memory.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_strides_do_not_change_the_result(dtype):
+    """Half types are computed in float32 and rounded after each step, as mul_ and add_ do it."""
+    average, value = weights(7, dtype)[-1], weights(8, dtype)[-1]
+    wide = torch.promote_types(dtype, torch.float32)
+    kept = (average.to(wide) * 0.75).to(dtype)
+    expected = (kept.to(wide) + value.to(wide) * 0.25).to(dtype)
+    for ours in LAYOUTS.values():
+        for theirs in LAYOUTS.values():
+            changed = ours(average)
+            ema_update_([changed], [theirs(value)], 0.25)
+            assert torch.equal(changed, expected)
+
+
 def test_strides():
     average, value = torch.randn(40, 30), torch.randn(30, 40)
     expected = average * 0.75 + value.t() * 0.25

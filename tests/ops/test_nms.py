@@ -130,6 +130,26 @@ def test_detect_equals_mmdet():
         assert (labels[b, counts[b] :] == -1).all()
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, torch.int32), (torch.float64, torch.int64)])
+def test_scores_are_within_4_ulp_of_torch_sigmoid(dtype, bits):
+    """Ours has the same bits on every instruction set, torch's has not."""
+    ends = [0.0, -0.0, 1e-40, 87.0, -87.0, 100.0, -100.0, 800.0, -800.0, torch.inf, -torch.inf]
+    logit = torch.cat([torch.linspace(-40, 40, 40001, dtype=dtype), torch.tensor(ends, dtype=dtype)])
+    count = len(logit)
+    corner = torch.arange(count, dtype=dtype)[:, None] * 16
+    boxes = torch.cat([corner, corner, corner + 8, corner + 8], 1)[None]
+    everything = yolox_detect(logit[None, :, None], torch.full((1, count), 100, dtype=dtype), boxes, 0.0, 0.5, count)
+    scores = torch.empty(count, dtype=dtype)
+    scores[(everything[0][0, :, 0] / 16).long()] = everything[0][0, :, 4]
+    theirs = logit.sigmoid()
+    assert int(everything[2]) == count
+    assert (scores.view(bits) - theirs.view(bits)).abs().max() <= 4
+    threshold = float(scores[30000])
+    counts = [int(yolox_detect(logit[None, :, None], torch.full((1, count), 100, dtype=dtype), boxes, t, 0.5, count)[2])
+              for t in (threshold, threshold * (1 + 2e-7))]  # fmt: skip
+    assert counts[0] == (scores >= threshold).sum() > counts[1]  # a score at the threshold stays
+
+
 def test_detect_drops_nan_scores():
     cls, obj, boxes = logits(8)
     obj[0] = torch.nan
