@@ -1,11 +1,14 @@
 """The benchmark tells agreement from disagreement, and writes what it is asked to write."""
 
+import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from mmcv import Config
 from mmdet import __file__ as mmdet_file
 from mmdet.models import build_detector
@@ -36,6 +39,13 @@ def train_bench(*options, preparation=""):
     return run("train_bench", *nano, *options, preparation=preparation)
 
 
+@pytest.fixture
+def load(monkeypatch):
+    """Imports a module of the benchmarks."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
 @pytest.mark.slow
 def test_json_and_chart(tmp_path):
     result = bench("--only", "box_iou", "--json", tmp_path / "b.json", "--plot", tmp_path / "b.png")
@@ -52,21 +62,120 @@ def test_json_and_chart(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("operator", "wrong"),
+    ("operator", "function", "wrong"),
     [
-        ("box_iou", "lambda *a: right(*a) + 1e-3"),
-        ("simota_assign", "lambda *a: (right(*a)[0].roll(1), right(*a)[1])"),
-        ("batched_nms", "lambda *a: right(*a)[1:]"),
-        ("yolox_detect", "lambda *a: (right(*a)[0] + 1, *right(*a)[1:])"),
-        ("ema_update_", "lambda a, v, m: right(a, v, m + 0.01)"),
+        ("box_iou", "box_iou", "lambda *a: right(*a) + 1e-3"),
+        ("box_iou_backward", "box_iou", "lambda *a: right(*a) * 1.001"),
+        ("simota_assign", "simota_assign", "lambda *a: (right(*a)[0].roll(1), right(*a)[1])"),
+        ("simota_assign", "simota_assign", "lambda *a: right(*a[:6])"),  # radius, top-k and weights of its own
+        ("batched_nms", "batched_nms", "lambda *a: right(*a)[1:]"),
+        ("yolox_detect", "yolox_detect", "lambda *a: (right(*a)[0] + 1, *right(*a)[1:])"),
+        ("ema_update_", "ema_update_", "lambda a, v, m: right(a, v, m + 0.01)"),
+        ("mixup_blend", "mixup_blend", "lambda *a: right(*a[:4], (a[4][0], a[4][1] + 1), *a[5:])"),
     ],
 )
-def test_a_wrong_operator_is_a_mismatch(operator, wrong):
-    replace = f"import yolox_ops; right = yolox_ops.{operator}; yolox_ops.{operator} = {wrong}"
+def test_a_wrong_operator_is_a_mismatch(operator, function, wrong):
+    replace = f"import yolox_ops; right = yolox_ops.{function}; yolox_ops.{function} = {wrong}"
     result = bench("--only", operator, preparation=replace)
     assert result.returncode == 1, result.stdout + result.stderr
     assert f"MISMATCH {operator}" in result.stdout
     assert "DIFFER" in result.stdout
+
+
+@pytest.mark.parametrize(("nudge", "equal"), [(0.0, True), (1e-5, False)])
+def test_only_equal_costs_excuse_another_assignment(load, nudge, equal):
+    """Ten of a gt's priors are cheaper than the others by `nudge`; one of them and one of the others change places."""
+    parity, reference = load("parity"), load("yolox_ops.reference")
+    images, box = 20, torch.tensor([8.0, 8.0, 88.0, 88.0])
+    priors = reference.grid_priors(96)
+    scores = torch.full((images, len(priors), 3), 0.5)
+    near = torch.stack(reference._regions(priors, box[None], 2.5)).all(0)[:, 0].nonzero()[:, 0]
+    scores[:, near[:10], 1] += nudge
+    args = (scores, priors, box.expand(images, len(priors), 4), box.expand(images, 1, 4))
+    args += (torch.ones(images, 1, dtype=torch.int64), torch.ones(images, dtype=torch.int64))
+    right = reference.simota_assign(*args)
+    assert (right[0][0] == 0).nonzero()[:, 0].tolist() == near[:10].tolist()
+    index = right[0].clone()
+    index[0, near[9]], index[0, near[10]] = -1, 0
+    verdict = parity.compare("simota_assign", args, (index, right[1]), right)
+    assert verdict.ties == (2 if equal else 0)
+    assert bool(verdict.problems) != equal
+
+
+def test_ties_of_rival_gts_and_of_nobody_at_all(load):
+    outcomes, reference = load("parity").outcomes, load("yolox_ops.reference")
+    priors, box = reference.grid_priors(96), torch.tensor([[8.0, 8.0, 88.0, 88.0]])
+    image = (torch.full((len(priors), 3), 0.5), priors, box.expand(len(priors), 4))
+    near = torch.stack(reference._regions(priors, box, 2.5)).all(0)[:, 0]
+    two = outcomes(*image, box.repeat(2, 1), torch.tensor([1, 1]))
+    assert two[near].all() and not two[~near, :2].any()
+    assert outcomes(*image, box + 1000, torch.tensor([1]))[:, -1].all()
+    assert outcomes(*image, box[:0], torch.zeros(0, dtype=torch.int64)).shape == (len(priors), 1)
+
+
+BOXES = torch.tensor([[1.0, 2, 30, 40, 0.9], [1, 2, 30, 40, 0.8], [50, 60, 70, 80, 0.7]])
+LABELS = torch.tensor([0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("move", "agree"),
+    [
+        (lambda d, n: (d.flip(0), n.flip(0)), True),
+        (lambda d, n: (d + 1e-6, n), True),
+        (lambda d, n: (d[:2], n[:2]), False),
+        (lambda d, n: (d, n.flip(0) * 2), False),
+        (lambda d, n: (d + torch.tensor([0.01, 0, 0, 0, 0]), n), False),
+        (lambda d, n: (d + torch.tensor([0, 0, 0, 0, 1e-4]), n), False),
+        (lambda d, n: (d[[0, 0, 1]], n[[0, 0, 1]]), False),
+    ],
+)
+def test_detections_are_compared_one_by_one(load, move, agree):
+    parity = load("parity")
+    verdict = parity.Verdict()
+    parity.compare_boxes(verdict, "image 0", move(BOXES, LABELS), (BOXES, LABELS))
+    assert (not verdict.problems) == agree
+
+
+@pytest.mark.parametrize(("error", "agree"), [(1e-6, True), (1e-4, False), (torch.nan, False)])
+def test_losses_are_compared_to_float32_rounding(load, error, agree):
+    parity = load("parity")
+    verdict, losses = parity.Verdict(), {"loss_cls": torch.tensor(3.5), "loss_obj": torch.tensor(80.0)}
+    parity.compare_losses(verdict, "30 gts", losses | {"loss_obj": losses["loss_obj"] * (1 + error)}, losses)
+    assert (not verdict.problems) == agree
+    parity.compare_losses(verdict, "30 gts", {"loss_cls": losses["loss_cls"]}, losses)
+    assert "30 gts: ['loss_cls'] and" in verdict.problems[-1]
+
+
+def test_a_peer_of_other_semantics_is_timed_and_not_compared(load):
+    """And Megvii's steps are those of LibreYOLO, where it is there to ask."""
+    ops_bench, cases, peers, measure = map(load, ("ops_bench", "cases", "peers", "limits"))
+    case = cases.Case("simota_assign", "small", lambda: cases.assign_case("trained-like", 3))
+    options = ops_bench.parse(["--quick", "--threads", "1"])
+    rates = measure.measure_rates(torch.device("cpu"), 0.001)
+    row = ops_bench.bench_case(case, [peers.megvii()["simota_assign"]], options, rates)
+    assert row.verdicts.keys() == {"reference"} and not row.verdicts["reference"].problems
+    assert row.timings.keys() == {"yolox_ops", "Megvii's steps"}
+    assert "centre region of 1.5 strides alone" in ops_bench.report.summary([row], [])
+
+
+@pytest.mark.parametrize("kind", ["trained-like", "untrained"])
+@pytest.mark.parametrize("gts", [1, 40])
+def test_megviis_steps_are_those_of_libreyolo(load, kind, gts):
+    nn = pytest.importorskip("libreyolo.models.yolox.nn")
+    cases, peers = load("cases"), load("peers")
+    cls, obj, boxes, priors, gt_boxes, labels = cases.predictions(kind, gts, seed=gts, size=320)
+    as_centre = lambda b: torch.cat([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], 1)  # noqa: E731
+    shifts = priors[:, :2] / priors[:, 2:] - 0.5
+    head = nn.YOLOXHead(80, width=0.125)
+    _, positive, iou, owner, count = head.get_assignments(
+        0, gts, as_centre(gt_boxes), labels, as_centre(boxes), priors[None, :, 2], shifts[None, :, 0],
+        shifts[None, :, 1], cls[None], obj[None, :, None],
+    )  # fmt: skip
+    scores = cls.sigmoid() * obj.sigmoid()[:, None]
+    gt_index, matched = peers.megvii_assign(scores, priors, boxes, gt_boxes, labels)
+    assert count > 0 and torch.equal((gt_index >= 0).nonzero()[:, 0], positive.nonzero()[:, 0])
+    assert torch.equal(gt_index[positive], owner)
+    torch.testing.assert_close(matched[positive], iou)
 
 
 @pytest.mark.slow
@@ -92,29 +201,28 @@ def test_bad_options(options, message):
     assert message in result.stderr
 
 
-def test_the_shapes_of_yolox_m_are_those_of_mmdet():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        from cases import yolox_m_shapes
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+def test_the_shapes_of_yolox_m_are_those_of_mmdet(load):
     config = Path(mmdet_file).parent / ".mim/configs/yolox/yolox_m_8x8_300e_coco.py"
     state = build_detector(Config.fromfile(str(config)).model).state_dict().values()
-    assert sorted(yolox_m_shapes()) == sorted(tuple(t.shape) for t in state if t.is_floating_point())
+    assert sorted(load("cases").yolox_m_shapes()) == sorted(tuple(t.shape) for t in state if t.is_floating_point())
 
 
 @pytest.mark.slow
 def test_steps_with_json_chart_and_profile(tmp_path):
     result = train_bench("--json", tmp_path / "t.json", "--plot", tmp_path / "t.png", "--profile")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "parity: losses and gradients agree" in result.stdout
-    assert "| plugin bfloat16 | ms | share | calls |" in result.stdout
+    assert "parity: assignments, losses and gradients agree" in result.stdout
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
-    [found] = json.loads((tmp_path / "t.json").read_text())["results"]
+    data = json.loads((tmp_path / "t.json").read_text())
+    [found] = data["results"]
     assert found["gts"] == 40
-    for name in ("mmdet", "plugin", "plugin bfloat16"):
+    assert {"cpu", "cores", "instructions", "torch", "date"} <= data["machine"].keys()
+    for name in ("mmdet", "mmdet bfloat16", "plugin", "plugin bfloat16"):
         side = found["sides"][name]
         assert side["step"] > sum(side["stages"].values()) * 0.5 > 0
+        assert 0 < side["outside the network"] < 1
+        assert found["profile"][name]["all"][1] > 1000
+    assert "missing: LibreYOLO" in result.stdout or "LibreYOLO 1.6" in found["sides"]
 
 
 @pytest.mark.slow
@@ -125,7 +233,8 @@ def test_a_step_with_another_assignment_is_a_mismatch():
     )
     result = train_bench(preparation=replace)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "priors have another gt" in result.stdout
+    assert "simota_assign: image 0" in result.stdout
+    assert "priors have another gt, of" in result.stdout
     assert "DIFFER" in result.stdout
 
 
@@ -187,3 +296,43 @@ def test_bad_options_of_the_pipeline_benchmark(options, message):
     result = pipeline_bench(*options)
     assert result.returncode == 2
     assert message in result.stderr
+
+
+@pytest.fixture
+def docs(load, monkeypatch, tmp_path):
+    """The benchmarks' `figures`, at work on a copy of docs/."""
+    figures = load("figures")
+    for page in {page for page, _ in figures.TABLES.values()}:
+        shutil.copy(figures.DOCS / page, tmp_path)
+    shutil.copytree(figures.DOCS / "figures", tmp_path / "figures")
+    monkeypatch.setattr(figures, "DOCS", tmp_path)
+    return figures
+
+
+def test_tables_of_the_docs_are_those_of_the_committed_runs(load):
+    figures = load("figures")
+    runs = {name: figures.read(name) for name in figures.TABLES}
+    for page in {page for page, _ in figures.TABLES.values()}:
+        assert (figures.DOCS / page).read_text() == figures.with_tables(page, runs)
+
+
+def test_one_command_redraws_tables_and_charts(docs, tmp_path, capsys):
+    data = docs.read("train")
+    data["machine"]["cpu"] = "Another Processor"
+    data["results"][0]["sides"]["plugin"]["stages"]["assignment"] = 0.0123
+    (tmp_path / "figures/train.json").write_text(json.dumps(data))
+    (tmp_path / "figures/npu.json").unlink()
+    npu = (tmp_path / "npu.md").read_text()
+    assert docs.main([]) == 1
+    assert "docs/figures/npu.json is missing" in capsys.readouterr().out
+    text = (tmp_path / "training.md").read_text()
+    assert "One run on Another Processor" in text and "| 12.3 |" in text
+    assert (tmp_path / "npu.md").read_text() == npu
+    for chart in ("train_bench.png", "pipeline_bench.png"):
+        assert (tmp_path / chart).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_page_without_its_markers_is_an_error(docs, tmp_path):
+    (tmp_path / "npu.md").write_text("nothing")
+    with pytest.raises(ValueError, match=r"docs/npu.md must have <!-- npu.json: .* once, has them 0 times"):
+        docs.with_tables("npu.md", {"npu": docs.read("npu")})
