@@ -1,5 +1,10 @@
 """Native operators for training and evaluating YOLOX: SimOTA assignment, box IoU, class-aware NMS, EMA."""
 
+# ruff: noqa: E402  the compiled part has to be found before it is imported
+from ._source_tree import compiled_part
+
+__path__ += compiled_part()
+
 from ._library import cpu_capability
 from .boxes import box_iou
 from .ema import ema_update_

@@ -26,7 +26,7 @@ def _load() -> None:
     wanted = os.environ.get("YOLOX_OPS_CPU_CAPABILITY")
     if wanted is not None and wanted not in _CHOICES:
         raise ValueError(f"YOLOX_OPS_CPU_CAPABILITY must be one of {', '.join(_CHOICES)}, got {wanted!r}")
-    torch.ops.load_library(Path(__file__).with_name("libyolox_ops.so"))  # type: ignore[no-untyped-call]
+    torch.ops.load_library(Path(_C.__file__).with_name("libyolox_ops.so"))  # type: ignore[no-untyped-call]
     if wanted is not None and wanted != cpu_capability():
         raise ImportError(f"YOLOX_OPS_CPU_CAPABILITY={wanted}, but this CPU offers {cpu_capability()} at most")
 
