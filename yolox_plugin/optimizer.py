@@ -40,10 +40,14 @@ class SGD(torch.optim.SGD):
                 if parameter.grad is not None:
                     # The fused kernel takes momenta for all parameters or for none: one may have its first gradient.
                     has_momentum = self._momentum_of(parameter) is not None
-                    key = (self._can_flatten(parameter), has_momentum, *(group[name] for name in HYPERPARAMETERS))
+                    on_cpu = parameter.device.type == "cpu"
+                    values = [group[name] for name in HYPERPARAMETERS]
+                    key = (self._can_flatten(parameter), on_cpu, has_momentum, *values)
                     batches.setdefault(key, []).append(parameter)
-        for (flat, _, *values), parameters in batches.items():
-            self._update(parameters, flat, dict(zip(HYPERPARAMETERS, values, strict=True)))
+        for (flat, on_cpu, _, *values), parameters in batches.items():
+            settings = dict(zip(HYPERPARAMETERS, values, strict=True))
+            # On a CPU there are no launches to save, and torch's own choice rounds half types otherwise than foreach.
+            self._update(parameters, flat, settings | {"foreach": not flat and not on_cpu})
         return loss
 
     def _is_usual(self) -> bool:
@@ -64,13 +68,14 @@ class SGD(torch.optim.SGD):
     def _update(self, parameters: list[Tensor], flat: bool, settings: dict[str, Any]) -> None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         momenta = [self._momentum_of(parameter) for parameter in parameters]
-        kind = {"foreach": not flat, **({"fused": flat} if HAS_FUSED else {})}
+        if HAS_FUSED:
+            settings["fused"] = flat
         if flat:
             buffers = [None if m is None else _flat(m) for m in momenta]
-            sgd(list(map(_flat, parameters)), list(map(_flat, gradients)), buffers, **kind, **settings)  # type: ignore[arg-type]
+            sgd(list(map(_flat, parameters)), list(map(_flat, gradients)), buffers, **settings)
         else:
             buffers = list(momenta)
-            sgd(parameters, gradients, buffers, **kind, **settings)  # type: ignore[arg-type]
+            sgd(parameters, gradients, buffers, **settings)
         if settings["momentum"]:
             for parameter, old, new in zip(parameters, momenta, buffers, strict=True):
                 if old is None and new is not None:  # made by the first step

@@ -1,8 +1,10 @@
 """Saving and resuming: nothing is lost, whatever happens when. MMDetection's own classes fail these tests
 (YOLOX_PLUGIN_TRAINING=off)."""
 
+import builtins
 import copy
 import errno
+import io
 import logging
 import os
 import random
@@ -10,15 +12,18 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import mmdet
+import numpy as np
 import pytest
 import torch
 from mmcv.runner import build_optimizer, build_runner
 from tiny import write_config
 
 import yolox_plugin  # noqa: F401  registers its classes
+from yolox_plugin.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint
 from yolox_plugin.demo_data import make_dataset
 
 TRAIN = Path(mmdet.__file__).parent / ".mim/tools/train.py"
@@ -38,13 +43,7 @@ class Net(torch.nn.Module):
         return {"loss": loss, "log_vars": {"loss": loss.detach()}, "num_samples": len(data)}
 
 
-class Batches(list):
-    """What the runner asks of a data loader."""
-
-    dataset = sampler = None
-
-
-def new_runner(work_dir, max_epochs, checkpoints=None):
+def new_runner(work_dir, max_epochs, checkpoints=None, lr=None, meta=None):
     model = Net()
     optimizer = build_optimizer(model, {"type": "SGD", "lr": 0.01, "momentum": 0.9})
     runner = build_runner(
@@ -54,22 +53,20 @@ def new_runner(work_dir, max_epochs, checkpoints=None):
             "optimizer": optimizer,
             "work_dir": str(work_dir),
             "logger": logging.getLogger("mmdet.test"),
-            "meta": {"seed": 5},
+            "meta": {"seed": 5} if meta is None else meta,
         },
     )
     runner.register_training_hooks(
-        {"policy": "step", "step": [3]}, {"grad_clip": None}, {"interval": 1, **(checkpoints or {})},
+        lr or {"policy": "step", "step": [3]}, {"grad_clip": None}, {"interval": 1, **(checkpoints or {})},
         {"interval": 2, "hooks": []}, custom_hooks_config=[dict(EMA)],
     )  # fmt: skip
     return runner
 
 
-def loader():
-    return Batches(torch.randn(6, 4, generator=torch.Generator().manual_seed(i)) for i in range(5))
-
-
-def run(runner):
-    runner.run([loader()], [("train", 1)])
+def run(runner, iterations=5):
+    """A list is all that the runner needs of a data loader."""
+    batches = [torch.randn(6, 4, generator=torch.Generator().manual_seed(i)) for i in range(iterations)]
+    runner.run([batches], [("train", 1)])
     return runner
 
 
@@ -153,24 +150,245 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_checkpoint_is_never_seen_half_written(tmp_path, monkeypatch):
-    """Killed at any time while writing: here, every file operation of the second save in turn fails for good."""
+class Killed(BaseException):
+    """Caught by nobody, as SIGKILL is not."""
+
+
+class Faults:
+    """Counts the file operations, writes included; the one numbered `fatal` is begun and fails with `error`."""
+
+    def __init__(self, fatal, error):
+        self.count, self.fatal, self.error = 0, fatal, error
+
+    def step(self, half=None):
+        self.count += 1
+        if self.count - 1 == self.fatal:
+            if half is not None:
+                half()
+            raise self.error
+
+    def before(self, function):
+        def wrapped(*args, **kwargs):
+            self.step()
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    def opened(self, function):
+        def wrapped(path, mode="r", *args, **kwargs):
+            file = self.before(function)(path, mode, *args, **kwargs)
+            if "w" not in mode:
+                return file
+
+            class Writer:
+                def __enter__(writer):
+                    return writer
+
+                def __exit__(writer, *_):
+                    file.close()
+
+                def write(writer, data):
+                    self.step(half=lambda: file.write(data[: len(data) // 2]))
+                    return file.write(data)
+
+            return Writer()
+
+        return wrapped
+
+
+@pytest.mark.parametrize("error", [Killed(), OSError(errno.EIO, "I/O error"), OSError("no number")], ids=repr)
+def test_a_checkpoint_is_never_seen_half_written(tmp_path, monkeypatch, error):
+    """Each file operation of the second save in turn is the last: what `latest.pth` names can be resumed from."""
+    number, killed = 0, True
+    while killed:
+        folder = tmp_path / str(number)
+        runner = run(new_runner(folder, 1))
+        runner.model.net[0].weight.data.fill_(7)
+        faults = Faults(number, error)
+        with monkeypatch.context() as patch:
+            patch.setattr(builtins, "open", faults.opened(builtins.open))
+            patch.setattr(io, "open", faults.opened(io.open))
+            for name in ("fsync", "replace", "rename", "symlink", "unlink", "remove"):
+                patch.setattr(os, name, faults.before(getattr(os, name)))
+            patch.setattr(torch, "save", faults.before(torch.save))
+            try:
+                runner.save_checkpoint(str(folder))
+                killed = False
+            except BaseException as caught:
+                assert caught is error or (isinstance(caught, OSError) and caught.__cause__ is error)
+                if isinstance(error, OSError) and caught is not error:
+                    assert "cannot write the checkpoint" in str(caught)
+                    assert "epoch_" in str(caught) and "is still there" in str(caught)
+        again = new_runner(folder, 3)
+        again.resume(str(folder / "latest.pth"))
+        assert again.epoch in ((1, 2) if killed else (2,))
+        for path in folder.glob("*.pth"):
+            read_checkpoint(path)
+        if not isinstance(error, Killed):
+            assert not list(folder.glob("*.part")) + list(folder.glob(".*.part"))
+        number += 1
+    assert number >= 8  # torch.save, open, write, open for fsync, fsync, replace, unlink, symlink, replace
+
+
+def test_checkpoints_go_where_paths_and_names_say(tmp_path):
+    """A Path, as mmcv's DvcliveLoggerHook gives one; a name in a folder; a name without a number."""
+    runner = run(new_runner(tmp_path, 1))
+    runner.save_checkpoint(tmp_path / "dvc", filename_tmpl="model.pth", create_symlink=False)
+    assert [p.name for p in (tmp_path / "dvc").iterdir()] == ["model.pth"]
+    runner.save_checkpoint(tmp_path / "deep", filename_tmpl="all/epoch_{}.pth")
+    assert (tmp_path / "deep/latest.pth").resolve() == (tmp_path / "deep/all/epoch_2.pth").resolve()
+    assert read_checkpoint(tmp_path / "deep/latest.pth")["meta"]["epoch"] == 2
+
+
+def test_resume_from_home(tmp_path, monkeypatch):
     run(new_runner(tmp_path, 1))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("~/epoch_1.pth", tmp_path / "epoch_1.pth"):
+        resumed = new_runner(tmp_path, 2)
+        resumed.resume(name)
+        assert resumed.epoch == 1
 
-    class Killed(BaseException):
-        pass
 
-    resumed = new_runner(tmp_path, 2)
+class Foreign:
+    """Of a type that torch does not load without being told to."""
+
+
+def change_meta(path, **changes):
+    content = torch.load(path, weights_only=False)
+    content["meta"].update(changes)
+    torch.save(content, path)
+
+
+NUMPY = {
+    "best": np.float64(0.25), "half": np.float16(1), "count": np.int64(3), "flag": np.bool_(True),
+    "name": np.str_("bbox_mAP"), "array": np.arange(6, dtype=np.float32).reshape(2, 3), "dtype": np.dtype("int8"),
+}  # fmt: skip
+
+
+def test_numpy_in_a_checkpoint_costs_no_epoch(tmp_path, caplog):
+    """torch.load refuses it from 2.6 on, and an older epoch was resumed from."""
+    run(new_runner(tmp_path, 2))
+    change_meta(tmp_path / "epoch_2.pth", hook_msgs={"best_score": NUMPY["best"]}, **NUMPY)
+    resumed = new_runner(tmp_path, 3)
     resumed.resume(str(tmp_path / "latest.pth"))
-    replace = Path.replace
-    monkeypatch.setattr(Path, "replace", lambda self, target: (_ for _ in ()).throw(Killed))
-    with pytest.raises(Killed):
-        run(resumed)
-    assert not (tmp_path / "epoch_2.pth").exists()
-    monkeypatch.setattr(Path, "replace", replace)
-    again = new_runner(tmp_path, 2)
-    again.resume(str(tmp_path / "latest.pth"))
-    assert again.epoch == 1
+    assert resumed.epoch == 2
+    assert resumed.meta["hook_msgs"]["best_score"] == 0.25
+    assert all(np.array_equal(resumed.meta[key], value) for key, value in NUMPY.items())
+    run(resumed)
+    assert new_runner(tmp_path, 3).load_checkpoint(str(tmp_path / "epoch_3.pth"))["meta"]["best"] == 0.25
+    with pytest.raises(Exception, match="Unsupported global"):  # allowed for the call only
+        torch.load(tmp_path / "epoch_3.pth", weights_only=True)
+
+
+def test_numpy_of_the_other_major_version(tmp_path):
+    """numpy 1 and 2 write the same numbers under two names."""
+    torch.save({"state_dict": {}, "meta": {"a": np.float64(2)}}, tmp_path / "x.pth")
+    content = (tmp_path / "x.pth").read_bytes()
+    here, there = (b"numpy._core", b"numpy.core") if b"numpy._core" in content else (b"numpy.core", b"numpy._core")
+    with zipfile.ZipFile(tmp_path / "x.pth") as archive, zipfile.ZipFile(tmp_path / "y.pth", "w") as other:
+        for name in archive.namelist():
+            other.writestr(name, archive.read(name).replace(here, there))
+    assert read_checkpoint(tmp_path / "y.pth")["meta"]["a"] == 2
+
+
+def test_an_unsafe_checkpoint_is_an_error_and_not_an_older_epoch(tmp_path, monkeypatch):
+    run(new_runner(tmp_path, 2))
+    change_meta(tmp_path / "epoch_2.pth", mine=Foreign())
+    resumed = new_runner(tmp_path, 3)
+    with pytest.raises(UnsafeCheckpoint, match=r"latest\.pth is whole, but") as info:
+        resumed.resume(str(tmp_path / "latest.pth"))
+    assert resumed.epoch == 0
+    message = str(info.value)
+    assert "\n" not in message and "\x1b" not in message
+    assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1" in message and "add_safe_globals" in message
+    assert "Foreign" in message
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    resumed.resume(str(tmp_path / "latest.pth"))
+    assert resumed.epoch == 2
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before torch 1.6"])
+@pytest.mark.parametrize(
+    ("content", "outcome"),
+    [
+        ({"state_dict": {"a": torch.ones(2)}, "meta": {}}, "read"),
+        ({"a": torch.ones(2), "b": torch.zeros(1)}, "read"),
+        ({"state_dict": {}, "x": Foreign()}, UnsafeCheckpoint),
+        ({"epoch": 3}, DamagedCheckpoint),
+        ([torch.ones(1)], DamagedCheckpoint),
+        ({}, DamagedCheckpoint),
+    ],
+    ids=["checkpoint", "state dict alone", "foreign type", "no state dict", "list", "nothing"],
+)
+def test_reading(tmp_path, content, outcome, legacy):
+    path = tmp_path / "x.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    if outcome == "read":
+        assert torch.equal(read_checkpoint(path)["state_dict"]["a"], torch.ones(2))
+        whole = path.read_bytes()
+        for share in (0, 0.01, 0.3, 0.5, 0.6, 0.7, 0.8, 0.99):
+            path.write_bytes(whole[: int(len(whole) * share)])
+            with pytest.raises(DamagedCheckpoint, match=r"x\.pth is no readable checkpoint"):
+                read_checkpoint(path)
+    else:
+        with pytest.raises(outcome):
+            read_checkpoint(path)
+
+
+def test_what_is_no_file_of_torch_at_all(tmp_path):
+    """Whatever its first byte, which a pickle would take for an instruction."""
+    path = tmp_path / "x.pth"
+    for first in range(256):
+        path.write_bytes(bytes([first]) + b"omething\nelse\n" * 5)
+        with pytest.raises(DamagedCheckpoint):
+            read_checkpoint(path)
+
+
+def test_weights_alone_cannot_be_resumed_from(tmp_path):
+    """But begun with; an older epoch is no answer either."""
+    run(new_runner(tmp_path, 2))
+    weights = read_checkpoint(tmp_path / "epoch_2.pth")["state_dict"]
+    for content in (dict(weights), {"state_dict": weights}, {"state_dict": weights, "meta": {"epoch": 2}}):
+        torch.save(content, tmp_path / "epoch_2.pth")
+        with pytest.raises(ValueError, match=r"has weights, but no epoch and iteration.*use load_from"):
+            new_runner(tmp_path, 3).resume(str(tmp_path / "epoch_2.pth"))
+        runner = new_runner(tmp_path, 3)
+        runner.load_checkpoint(str(tmp_path / "epoch_2.pth"))
+        assert torch.equal(runner.model.net[0].weight, weights["net.0.weight"])
+
+
+def test_another_number_of_devices_again_and_again(tmp_path):
+    """Each epoch is that much of the training, whichever devices did those before. mmcv divides the iteration at every
+    resume by the devices of the run that began, and the training does not end at the lowest learning rate."""
+    lr = {
+        "policy": "YOLOX", "warmup": "exp", "by_epoch": False, "warmup_by_epoch": True, "warmup_ratio": 1,
+        "warmup_iters": 1, "num_last_epochs": 2, "min_lr_ratio": 0.05,
+    }  # fmt: skip
+    for epochs, devices in ((2, 1), (4, 2), (6, 1), (9, 1)):
+        iterations = 6 // devices
+        meta = {"seed": 5, "config": f"gpu_ids = range(0, {devices})"}
+        runner = new_runner(tmp_path, epochs, lr=dict(lr), meta=meta)
+        if epochs > 2:
+            runner._world_size = devices
+            runner.resume(str(tmp_path / "latest.pth"))
+            runner._world_size = 1  # there is but one process here
+        run(runner, iterations)
+        assert runner.iter == epochs * iterations
+        assert runner.meta is meta and meta["config"] == f"gpu_ids = range(0, {devices})"
+        saved = read_checkpoint(tmp_path / "latest.pth")["meta"]
+        assert (saved["config"], saved["iter"]) == (meta["config"], epochs * iterations)
+    assert runner.current_lr() == [pytest.approx(0.05 * 0.01)] * len(runner.current_lr())
+
+
+def test_the_meta_that_was_given_tells_the_seed_in_use(tmp_path):
+    run(new_runner(tmp_path, 1))
+    meta = {"seed": 6}
+    resumed = new_runner(tmp_path, 2, meta=meta)
+    resumed.resume(str(tmp_path / "latest.pth"))
+    assert meta["seed"] == 5
+    run(resumed)
+    assert meta["seed"] == 5 and resumed.meta is meta
+    assert resumed.meta["hook_msgs"]["last_ckpt"].endswith("epoch_2.pth")
 
 
 def test_checkpoints_are_interchangeable_with_stock(tmp_path):
@@ -261,12 +479,85 @@ def test_sgd_heeds_the_layout_of_gradients_and_momenta():
     holders = [torch.nn.Conv2d(4, 8, 3, bias=False).to(memory_format=torch.channels_last) for _ in range(2)]
     holders[1].load_state_dict(holders[0].state_dict())
     optimizers = [build_optimizer(holders[0], {"type": "SGD", **cfg}), torch.optim.SGD(holders[1].parameters(), **cfg)]
-    for step in range(3):
+    for turn in range(3):
         for holder, optimizer in zip(holders, optimizers, strict=True):
             same_layout = gradient.contiguous(memory_format=torch.channels_last)
-            holder.weight.grad = same_layout if step == 1 else gradient.clone()
+            holder.weight.grad = same_layout if turn == 1 else gradient.clone()
             optimizer.step()
     torch.testing.assert_close(holders[0].weight, holders[1].weight)
+
+
+def sgd_pair(parameters, **options):
+    """The plugin's SGD and torch's on copies of these parameters."""
+    copies = [[torch.nn.Parameter(p.detach().clone()) for p in parameters] for _ in range(2)]
+    mine = build_optimizer(torch.nn.ParameterList(copies[0]), {"type": "SGD", "lr": 0.1, **options})
+    assert type(mine).__module__.startswith("yolox_plugin")
+    return copies, (mine, torch.optim.SGD(copies[1], **{"lr": 0.1, **options}))
+
+
+def step(copies, optimizers, gradients):
+    for parameters, optimizer in zip(copies, optimizers, strict=True):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = None if gradient is None else gradient.clone()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64])
+@pytest.mark.parametrize(
+    "options", [{"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}, {}], ids=["all", "none"]
+)
+def test_sgd_of_other_types_is_that_of_torch(dtype, options):
+    """torch's fused kernel rounds the momenta of half types wrongly on a CPU (pytorch#191763), and takes no complex."""
+    torch.manual_seed(0)
+    copies, optimizers = sgd_pair([torch.randn(5, 3).to(dtype), torch.randn(300).to(dtype)], **options)
+    for _ in range(20):
+        step(copies, optimizers, [torch.randn(p.shape).to(dtype) for p in copies[0]])
+    tolerance = {"rtol": 1e-12, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(list(copies[0]), list(copies[1]), **tolerance)
+    ours, theirs = (optimizer.state_dict()["state"] for optimizer in optimizers)
+    torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+@pytest.mark.parametrize("options", [{"foreach": False}, {"foreach": True}, {"fused": True}, {"lr": torch.tensor(0.1)}])
+def test_sgd_steps_in_the_way_that_was_asked_for(options):
+    """A loss scaler, for instance, leaves unscaling to a fused optimizer."""
+    copies, optimizers = sgd_pair([torch.ones(4, 2)], momentum=0.9, **{"lr": 0.1, **options})
+    for optimizer in optimizers:
+        if options.get("fused"):
+            optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(0.0)
+    calls = []
+    for optimizer in optimizers:
+        optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+        optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    for _ in range(2):
+        step(copies, optimizers, [torch.full((4, 2), 2.0)])
+    assert torch.equal(copies[0][0], copies[1][0])
+    assert calls == ["before", "after"] * 4
+
+
+def test_sgd_of_sparse_gradients():
+    copies, optimizers = sgd_pair([torch.ones(4, 2), torch.ones(3)])
+    sparse = torch.sparse_coo_tensor([[1, 1]], torch.ones(2, 2), (4, 2))
+    for _ in range(2):
+        step(copies, optimizers, [sparse, torch.ones(3)])
+    torch.testing.assert_close(list(copies[0]), list(copies[1]))
+
+
+def test_sgd_evaluates_a_closure_once():
+    (ours, theirs), optimizers = sgd_pair([torch.ones(3)], momentum=0.5, foreach=False)
+    calls = []
+    for parameters, optimizer in zip((ours, theirs), optimizers, strict=True):
+
+        def closure(parameters=parameters):
+            calls.append(1)
+            parameters[0].grad = None
+            loss = parameters[0].square().sum()
+            loss.backward()
+            return loss
+
+        assert optimizer.step(closure) == 3
+    assert torch.equal(ours[0], theirs[0])
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
