@@ -1,8 +1,8 @@
 #!/bin/bash
 # What the scripts beside this one share: python -m yolox_plugin.ENTRY with their options, then the user's own.
 # The Python is $PYTHON, or python3 if that has torch, or the one that `make demo` set up.
-# The current folder is not searched for modules, whatever lies there: neither here, before Python 3.11 by taking it off
-# the path, nor by the processes that start from here.
+# The current folder is not searched for modules, whatever lies there; Python 3.10 does not know PYTHONSAFEPATH, so it is
+# taken off the path as well.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONSAFEPATH=1
 has() {
@@ -15,6 +15,7 @@ if [ -z "${PYTHON:-}" ] && ! has python3 torch; then
   python=$here/.venv/bin/python
   [ -x "$python" ] || { echo "error: python3 has no torch: install torch and yolox-ops, or run make demo" >&2; exit 2; }
 fi
+command -v "$python" >/dev/null || { echo "error: PYTHON=$python is not there" >&2; exit 2; }
 has "$python" yolox_plugin || {
   echo "error: $python has no yolox-ops: run $python -m pip install $here" >&2
   exit 2

@@ -1,0 +1,36 @@
+#!/bin/bash
+# test_torch.sh VERSION...: builds the operators for each of these versions of torch and runs their tests, each in an
+# environment of its own, .venv-torch-VERSION, which is kept. Then trains a few iterations, with mmcv without operators,
+# where torch takes the numpy that OpenCV needs (2.3 and newer).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# Neither the build for the other torch, in this folder, nor a GPU.
+export PYTHONSAFEPATH=1 CUDA_VISIBLE_DEVICES=-1 MAX_JOBS=${MAX_JOBS:-$(nproc)}
+
+prepare() {  # VERSION VENV
+  local minor pip="$2/bin/python -m pip --disable-pip-version-check --quiet"
+  minor=$(cut -d. -f2 <<<"$1")
+  "${PYTHON:-python3}" -m venv --clear "$2"
+  $pip install "torch==$1" "torchvision==0.$((minor + 15)).*"
+  if [ "$minor" -lt 3 ]; then
+    $pip install "numpy<2" $(grep -E '^(pytest|hypothesis|setuptools|wheel|pybind11|ninja|cmake)\b' requirements.txt)
+  else
+    $pip install -r requirements.txt
+    MMCV_WITH_OPS=0 $pip install --no-build-isolation --no-deps mmcv==1.7.2
+    $pip install --no-deps mmdet==2.28.2
+  fi
+  cp requirements.txt "$2/requirements.installed"
+}
+
+for version; do
+  venv=$PWD/.venv-torch-$version
+  echo "== torch $version"
+  cmp -s requirements.txt "$venv/requirements.installed" || prepare "$version" "$venv"
+  PATH="$venv/bin:$PATH" "$venv/bin/python" -m pip --disable-pip-version-check install --quiet --no-build-isolation \
+    --no-deps --force-reinstall .
+  "$venv/bin/python" -m yolox_ops
+  "$venv/bin/python" -m pytest tests/ops -m "not slow"
+  if "$venv/bin/python" -c 'import mmcv' 2>/dev/null; then
+    "$venv/bin/python" -m pytest "tests/plugin/test_scripts.py::test_full_training_and_evaluation[1]"
+  fi
+done
