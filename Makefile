@@ -2,7 +2,7 @@
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 BIN := .venv/bin
 
-.PHONY: demo test test-npu test-sanitize lint bench bench-npu aarch64 clean
+.PHONY: demo test test-npu test-torch test-torch-newest test-sanitize lint bench bench-npu aarch64 clean
 
 .venv/ready: $(SOURCES) scripts/setup_env.sh
 	@bash scripts/setup_env.sh
@@ -26,6 +26,13 @@ test: .venv/full test-npu
 test-npu: .venv-npu/ready
 	@if [ -e .venv-npu/ready ]; then $(SIMULATED) .venv-npu/bin/python -P -m pytest -rs tests/npu_sim; fi
 SIMULATED := TORCH_DEVICE_BACKEND_AUTOLOAD=0 TASK_QUEUE_ENABLE=0 LD_LIBRARY_PATH="$(CURDIR)/.venv-npu/fake_cann" PYTHONSAFEPATH=1
+
+# The oldest torch, the one that everything else here uses, and the newest.
+test-torch:
+	bash scripts/test_torch.sh 2.1.0 2.11.0 2.14.1
+
+test-torch-newest:
+	bash scripts/test_torch.sh 2.14.1
 
 # Python itself is not instrumented, so the runtimes are loaded first; it also leaks by design.
 SANITIZED := PYTHONPATH="$(CURDIR)/build/sanitize" PYTHONSAFEPATH=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \

@@ -1,9 +1,11 @@
 """What a user sees of the build: the self-check, and errors that say what to do."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
@@ -53,12 +55,63 @@ def test_the_reference_has_every_operator():
         assert name == "cpu_capability" or callable(getattr(reference, name))
 
 
-def test_building_without_torch_says_so(tmp_path):
-    """In a new environment; setuptools alone is let in, as pip's isolated build does it."""
+@pytest.fixture
+def sources(tmp_path):
     for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("csrc", "yolox_ops"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return tmp_path
+
+
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+
+def configure(folder, version, *options):
+    facts = {"TORCH_VERSION": version, "TORCH_INCLUDE_DIRS": "/include", "TORCH_LIBRARY_DIR": "/lib", "CXX11_ABI": "1",
+             "PYTHON_INCLUDE_DIRS": "/include", "MODULE_SUFFIX": ".so"}  # fmt: skip
+    defined = [f"-DYOLOX_OPS_{name}={value}" for name, value in facts.items()]
+    return subprocess.run(
+        [shutil.which("cmake", path=PATH), "-S", ROOT, "-B", folder, "-G", "Ninja", *defined, *options],
+        env=os.environ | {"PATH": PATH}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def old_compiler(tmp_path):
+    """A compiler that knows no standard but C++14."""
+    path = tmp_path / "old-c++"
+    path.write_text('#!/bin/bash\n[[ " $* " =~ " -std="(c|gnu)"++"(1[4-9]|2)[0-9a-z]*" " ]] && exit 1\nexec c++ "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(("version", "standard"), [("2.1.0", 17), ("2.13.0+cpu", 17), ("2.14.1", 20)])
+def test_the_language_is_what_this_torch_needs(tmp_path, old_compiler, version, standard):
+    process = configure(tmp_path / "build", version)
+    assert process.returncode == 0, process.stderr
+    commands = json.loads((tmp_path / "build/compile_commands.json").read_text())
+    assert all(f" -std=c++{standard} " in entry["command"] for entry in commands)
+    process = configure(tmp_path / "old", version, f"-DCMAKE_CXX_COMPILER={old_compiler}")
+    assert process.returncode != 0
+    message = " ".join(process.stderr.split())
+    assert f"yolox-ops: torch {version} needs a compiler with C++{standard}, and {old_compiler} (GNU" in message
+    assert "has not: install g++ 11 or newer and name it with CXX=" in message
+    assert process.stderr.count("CMake Error") == 1
+
+
+def test_another_compiler_may_be_named_after_one_failed(sources, old_compiler):
+    """CMake would keep to the first, and to what it found out about it."""
+    env = os.environ | {"PATH": PATH, "CXX": str(old_compiler)}
+    command = [sys.executable, "setup.py", "build_ext"]
+    process = subprocess.run(command, cwd=sources, env=env, capture_output=True, text=True, check=False)
+    assert process.returncode != 0
+    assert "needs a compiler with C++" in process.stderr
+    assert not list((sources / "build").iterdir())
+
+
+def test_building_without_torch_says_so(sources, tmp_path):
+    """In a new environment; setuptools alone is let in, as pip's isolated build does it."""
     site = Path(setuptools.__file__).parent.parent
     (tmp_path / "build-env").mkdir()
     for path in site.iterdir():
