@@ -5,49 +5,54 @@ import hashlib
 import mmap
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mmcv.utils import get_logger
+
+from yolox_ops import _C
 
 from .images import Array
 
 KINDS = ("ram", "disk")
 HEADER = 64  # bytes
+# Stamps of a place that has no image, or to which somebody is writing. An image's own stamp is positive.
+EMPTY, BUSY = 0, -1
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 class ImageCache:
-    """Each image has its place in one mapping, and a stamp that says whether it is there. No lock is needed: all who
-    fill a place write the same bytes, and the stamp after them.
+    """Each image file has its place in one mapping, and a stamp that says which state of the file is there. The stamp
+    is written after the pixels, atomically, so a reader never takes half an image.
 
     Args:
-        infos: `filename`, `height` and `width` of every image.
+        shapes: (height, width) of every image by the name of its file.
         kind: "ram" or "disk".
-        limit: bytes; None for half of the memory that is available, or nine tenths of the free disk.
+        limit: bytes; None for half of the memory that is available, shared among the processes of this machine, or nine
+            tenths of the free disk.
         folder: for "disk".
     """
 
-    def __init__(self, infos: Sequence[Mapping[str, Any]], kind: str, limit: int | None, folder: str) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], kind: str, limit: int | None, folder: str) -> None:
         if kind not in KINDS:
             raise ValueError(f"cache must be one of {', '.join(KINDS)}, got {kind!r}")
         if limit is not None and limit < 1:
             raise ValueError(f"cache_bytes must be 1 or more, got {limit}")
-        digest = hashlib.sha256()
-        shapes = np.empty((len(infos), 2), np.int64)
-        for i, info in enumerate(infos):
-            shapes[i] = info["height"], info["width"]
-            digest.update(f"{info['filename']}\0{info['height']}\0{info['width']}\0".encode())
+        names = [os.path.abspath(name) for name in shapes]
+        keys = np.array([_digest(name) for name in names], np.int64)
+        self._places = keys.argsort()
+        self._keys = keys[self._places]
+        self._shapes, self._kind = np.array([*shapes.values()], np.int64).reshape(-1, 2), kind
         begin = HEADER + 8 * len(shapes)
-        self._shapes, self._kind = shapes, kind
-        self._ends = begin + (shapes.prod(1) * 3).cumsum()
-        needed = int(self._ends[-1])
-        path = Path(folder, f"{digest.hexdigest()[:16]}.images")
+        self._ends = begin + (self._shapes.prod(1) * 3).cumsum()
+        needed = int(self._ends[-1]) if names else begin
+        path = Path(folder, f"{_digest(*names, *self._shapes.flat):016x}.images")
         if kind == "disk":
             path.parent.mkdir(parents=True, exist_ok=True)
         if limit is None:
-            limit = _available_memory() // 2 if kind == "ram" else _available_disk(path) * 9 // 10
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            limit = _available_memory() // 2 // processes if kind == "ram" else _available_disk(path) * 9 // 10
         self._count = int(np.searchsorted(self._ends, limit, side="right"))
         length = int(self._ends[self._count - 1]) if self._count else begin
         mapped = mmap.mmap(-1, length) if kind == "ram" else _map_file(path, length)
@@ -62,37 +67,73 @@ class ImageCache:
     def __getstate__(self) -> None:
         raise TypeError(f"cache={self._kind!r} needs workers that are forked, as by mp_start_method='fork'")
 
-    def _place(self, index: int) -> Array:
-        height, width = self._shapes[index]
-        end = int(self._ends[index])
+    def _place(self, name: str) -> int | None:
+        """Of an image that there is room for."""
+        key = _digest(os.path.abspath(name))
+        found = int(self._keys.searchsorted(key))
+        if found == len(self._keys) or self._keys[found] != key or self._places[found] >= self._count:
+            return None
+        return int(self._places[found])
+
+    def _pixels(self, place: int) -> Array:
+        height, width = self._shapes[place]
+        end = int(self._ends[place])
         return self._bytes[end - 3 * height * width : end].reshape(height, width, 3)
 
-    def get(self, index: int, stamp: int) -> Array | None:
+    def get(self, name: str, stamp: int) -> Array | None:
         """The pixels, not to be written to; None if they are not here, or of a file with another stamp."""
-        there = index < self._count and self._stamps[index] == stamp
-        return self._place(index) if there else None
+        place = self._place(name)
+        there = place is not None and _C.load_acquire(self._stamps, place) == stamp
+        return self._pixels(place) if there and place is not None else None
 
-    def put(self, index: int, stamp: int, pixels: Array) -> None:
-        """Keeps the pixels, if there is room and they have the shape that the annotations say."""
-        if index < self._count and pixels.shape == (*self._shapes[index], 3):
-            self._place(index)[:] = pixels
-            self._stamps[index] = stamp
+    def put(self, name: str, stamp: int, pixels: Array) -> None:
+        """Keeps the pixels, if there is room, they have the shape that the annotations say, and nobody else is writing
+        here."""
+        place = self._place(name)
+        if place is None or pixels.shape != (*self._shapes[place], 3):
+            return
+        before = _C.load_acquire(self._stamps, place)
+        if before in (BUSY, stamp) or not _C.compare_exchange(self._stamps, place, before, BUSY):
+            return
+        self._pixels(place)[:] = pixels
+        _C.store_release(self._stamps, place, stamp)
 
 
 def file_stamp(name: str) -> int:
-    """Never 0; another one when the file changes."""
+    """Another one for another file, and when the file changes; positive."""
     found = os.stat(name)
-    return hash((found.st_mtime_ns, found.st_size)) or 1
+    return _digest(os.path.abspath(name), found.st_ino, found.st_mtime_ns, found.st_size) or 1
+
+
+def _digest(*parts: object) -> int:
+    """The same in every process, in [0, 2^63)."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(os.fsencode(str(part)) + b"\0")
+    return int.from_bytes(digest.digest(), "little") >> 1
 
 
 def _available_memory() -> int:
     """Bytes: what the machine has left, or the container."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(lines["MemAvailable"].split()[0]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (most := limit.read_text().strip()) != "max":
-        available = min(available, int(most) - int(limit.with_name("memory.current").read_text()))
-    return max(available, 0)
+    return max(min([int(lines["MemAvailable"].split()[0]) * 1024, *_left_in_cgroups()]), 0)
+
+
+def _left_in_cgroups() -> Iterator[int]:
+    """Bytes that each control group around this process has left, of version 1 and 2."""
+    for line in OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.exists() else ():
+        _, controllers, own = line.split(":", 2)
+        if not controllers:
+            top, most, used = CGROUPS, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            top, most, used = CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = top / own.strip("/")
+        # In a container the group has its name outside of it, but its files lie at the top.
+        for level in {top, group, *(parent for parent in group.parents if top in parent.parents)}:
+            if (level / most).exists() and (limit := (level / most).read_text().strip()) != "max":
+                yield int(limit) - int((level / used).read_text())
 
 
 def _available_disk(path: Path) -> int:

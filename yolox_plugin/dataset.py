@@ -1,10 +1,13 @@
 """MMDetection's data sets of the standard YOLOX config, for workers that live long: seeds, switches and memory."""
 
+import contextlib
 import copy
 import gc
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -29,20 +32,18 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from .cache import ImageCache, file_stamp
-from .images import Array, EncodedImage, pixels
+from .coco_eval import COCOeval
+from .images import Array, Deferred, EncodedImage, pixels
 from .pipelines import MixUp, Mosaic, RandomAffine, Results, YOLOXHSVRandomAug
 from .seeds import seed_everything
-
-try:
-    from faster_coco_eval import COCOeval_faster as COCOeval
-except ImportError:
-    from pycocotools.cocoeval import COCOeval
-
 
 # Steps that take images as `Deferred`.
 DEFERRING = {Mosaic, RandomAffine, MixUp, YOLOXHSVRandomAug}
 # Steps that leave alone what they are given, at least when they return None.
 PURE = DEFERRING | {RandomFlip, Resize, Pad, FilterAnnotations, DefaultFormatBundle, Collect}
+
+
+MOST_STEPS = 1024  # of a pipeline, for which the workers' memory has room
 
 
 class PackedList(Sequence[Any]):
@@ -66,51 +67,134 @@ class PackedList(Sequence[Any]):
         begin = self._ends[index - 1] if index else 0
         return pickle.loads(memoryview(self._bytes)[begin : self._ends[index]])  # type: ignore[arg-type]
 
-    def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self)))
 
-    def __add__(self, other: Iterable[Any]) -> list[Any]:
-        return [*self, *other]
+class PackedDict:
+    """The same for a dictionary."""
 
-    def __radd__(self, other: Iterable[Any]) -> list[Any]:
-        return [*other, *self]
+    def __init__(self, items: Mapping[Any, Any]) -> None:
+        are_integers = all(type(key) is int and abs(key) < 2**63 for key in items)
+        keys = sorted(items) if are_integers else list(items)
+        self._values = PackedList(items[key] for key in keys)
+        # Workers would write the reference counts of integers as well, which most keys are.
+        self._sorted = np.array(keys, np.int64) if are_integers else None
+        self._places = {} if are_integers else {key: place for place, key in enumerate(keys)}
+
+    def get(self, key: Any) -> Any:
+        """The value; None if there is none."""
+        place = self._places.get(key)
+        if self._sorted is not None and isinstance(key, (int, float, np.number)):
+            found = int(self._sorted.searchsorted(key))
+            place = found if found < len(self._sorted) and self._sorted[found] == key else None
+        return None if place is None else self._values[place]
+
+
+def data_sets_in(dataset: Any) -> Iterator[Any]:
+    """The data set and all that it wraps, from the outside to the inside."""
+    yield dataset
+    inner = getattr(dataset, "dataset", None)
+    several = getattr(dataset, "datasets", ())
+    for part in (*([] if inner is None else [inner]), *(several if isinstance(several, (list, tuple)) else ())):
+        yield from data_sets_in(part)
+
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@contextlib.contextmanager
+def _without_byte_order_mark(ann_file: str) -> Iterator[str]:
+    """The name of a file that pycocotools can read: a copy where Windows' editors put a mark before the JSON."""
+    with open(ann_file, "rb") as file:
+        if file.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
+            yield ann_file
+            return
+        with tempfile.NamedTemporaryFile(suffix=".json") as copied:
+            shutil.copyfileobj(file, copied)
+            copied.flush()
+            yield copied.name
 
 
 class CocoDataset(StockCocoDataset):
-    """The stock class with its annotations packed; for training, the index of pycocotools is dropped after that."""
+    """The stock class. For training, annotations are packed by image id and the index of pycocotools is dropped, until
+    somebody asks for `coco`, which then counts again.
+
+    In data-loading workers `data_infos` cannot be changed, as they have a packed copy of it.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.data_infos: Sequence[dict[str, Any]]
+        self._packed_infos: PackedList | None = None
         super().__init__(*args, **kwargs)
-        if self.test_mode:
-            self.data_infos = PackedList(self.data_infos)
-            return
-        get_ann_info = super().get_ann_info
-        get_cat_ids = super().get_cat_ids
-        self._annotations = PackedList((get_ann_info(i), get_cat_ids(i)) for i in range(len(self.data_infos)))
-        self.data_infos = PackedList(self.data_infos)
-        del self.coco
+        if not self.test_mode:
+            coco = self.coco
+            annotations = {id_: coco.load_anns(coco.get_ann_ids(img_ids=[id_])) for id_ in coco.imgs}
+            self._packed_annotations = PackedDict(annotations)
+            del self.coco
+
+    def load_annotations(self, ann_file: str) -> list[dict[str, Any]]:
+        """See the stock class."""
+        with _without_byte_order_mark(ann_file) as readable:
+            infos: list[dict[str, Any]] = super().load_annotations(readable)
+        return infos
 
     @cached_property
     def coco(self) -> COCO:
         """Read again by whoever needs it in training."""
-        with self.file_client.get_local_path(self.ann_file) as path:
-            return COCO(path)
+        with self.file_client.get_local_path(self.ann_file) as path, _without_byte_order_mark(path) as readable:
+            return COCO(readable)
+
+    @property
+    def data_infos(self) -> Any:
+        """See the stock class. Group flags follow an assignment."""
+        return self._infos if self._packed_infos is None or get_worker_info() is None else self._packed_infos
+
+    @data_infos.setter
+    def data_infos(self, infos: Any) -> None:
+        self._infos, self._packed_infos = infos, None
+        if "flag" in vars(self):
+            self._set_group_flag()
+
+    def pack_for_workers(self) -> None:
+        """To be called before workers start: what they read of `data_infos` from then on costs them no memory."""
+        self._packed_infos = PackedList(self._infos)
+
+    def _annotations(self, idx: int) -> list[dict[str, Any]] | None:
+        """All annotations of an image; None where those of `coco` count."""
+        if self.test_mode or "coco" in vars(self):
+            return None
+        found: list[dict[str, Any]] | None = self._packed_annotations.get(self.data_infos[idx]["id"])
+        return found
 
     def get_ann_info(self, idx: int) -> dict[str, Any]:
         """See the stock class."""
-        found: dict[str, Any] = super().get_ann_info(idx) if self.test_mode else self._annotations[idx][0]
+        annotations = self._annotations(idx)
+        found: dict[str, Any] = (
+            super().get_ann_info(idx)
+            if annotations is None
+            else self._parse_ann_info(self.data_infos[idx], annotations)
+        )
         return found
 
     def get_cat_ids(self, idx: int) -> list[int]:
         """See the stock class."""
-        found: list[int] = super().get_cat_ids(idx) if self.test_mode else self._annotations[idx][1]
+        annotations = self._annotations(idx)
+        if annotations is None:
+            found: list[int] = super().get_cat_ids(idx)
+            return found
+        return [annotation["category_id"] for annotation in annotations]
+
+    def _det2json(self, results: list[Any]) -> list[dict[str, Any]]:
+        """See the stock class, which fails at detections of the last classes where the file does not list them. They
+        have no part in the figures."""
+        found: list[dict[str, Any]] = super()._det2json([result[: len(self.cat_ids)] for result in results])
         return found
 
     def evaluate_det_segm(self, *args: Any, **kwargs: Any) -> Any:
-        """See the stock class; through faster-coco-eval, whose figures are the same, where it is installed."""
+        """See the stock class; see `yolox_plugin.coco_eval`."""
+        theirs = mmdet.datasets.coco.COCOeval
         mmdet.datasets.coco.COCOeval = COCOeval
-        return super().evaluate_det_segm(*args, **kwargs)
+        try:
+            return super().evaluate_det_segm(*args, **kwargs)
+        finally:
+            mmdet.datasets.coco.COCOeval = theirs
 
 
 def _is_standard(dataset: Any) -> bool:
@@ -125,6 +209,24 @@ def _is_standard(dataset: Any) -> bool:
     return options == ("color", "bgr", False, {"backend": "disk"})
 
 
+def _path(dataset: StockCocoDataset, info: Mapping[str, Any]) -> str:
+    """The file of an image, as `LoadImageFromFile` names it."""
+    name: str = info["filename"]
+    return name if dataset.img_prefix is None else os.path.join(dataset.img_prefix, name)
+
+
+def _decode(sample: Results) -> None:
+    if isinstance(sample.get("img"), Deferred):
+        sample["img"] = pixels(sample["img"])
+
+
+def _check_keys(skip_type_keys: Any) -> None:
+    if isinstance(skip_type_keys, str):
+        raise TypeError(
+            f"skip_type_keys must be a sequence of names such as ({skip_type_keys!r},), got {skip_type_keys!r} alone"
+        )
+
+
 def _shared(tensor: Tensor) -> Tensor:
     shared: Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]
     return shared
@@ -137,53 +239,69 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
     Args:
         cache: "ram" or "disk": keep decoded images there, for all workers. "ram" is one process's with its workers;
             "disk" is shared by all processes of a machine, and by later runs.
-        cache_bytes: what it may take, default half of the memory that is available, or nine tenths of the disk's free
-            space. If the set does not fit, as many images as do.
+        cache_bytes: what it may take, default half of the memory that is available, shared among the processes of the
+            machine, or nine tenths of the disk's free space. If the set does not fit, as many images as do.
         cache_dir: the folder for "disk", default that of the images with ".cache" added.
     """
 
     def __init__(
         self,
-        *args: Any,
-        skip_type_keys: Iterable[str] | None = None,
+        dataset: Any,
+        pipeline: Sequence[Mapping[str, Any]],
+        dynamic_scale: Any = None,
+        skip_type_keys: Sequence[str] | None = None,
+        max_refetch: int = 15,
+        *,
         cache: str | None = None,
         cache_bytes: int | None = None,
         cache_dir: str | None = None,
-        **kwargs: Any,
     ) -> None:
-        self._left_out = _shared(torch.zeros(len(kwargs["pipeline"]), dtype=torch.bool))
+        self._left_out = _shared(torch.zeros(MOST_STEPS, dtype=torch.bool))
         self._position = _shared(torch.full((3,), -1))
         self._seeded: list[int] = []
-        super().__init__(*args, **kwargs)
+        _check_keys(skip_type_keys or ())
+        super().__init__(dataset, pipeline, dynamic_scale, skip_type_keys, max_refetch)
         self.update_skip_type_keys(skip_type_keys or ())
         for transform in self.pipeline:
             if type(transform) is Mosaic:
                 transform.deferred = True
-        self._is_standard = _is_standard(self.dataset)
         self._cache = None
         if cache is not None:
-            if not self._is_standard:
+            if not _is_standard(dataset):
                 raise ValueError(f"cache={cache!r} needs a CocoDataset with LoadImageFromFile, LoadAnnotations alone")
-            folder = cache_dir or f"{str(self.dataset.img_prefix).rstrip('/')}.cache"
-            self._cache = ImageCache(self.dataset.data_infos, cache, cache_bytes, folder)
+            folder = cache_dir or f"{str(dataset.img_prefix).rstrip('/')}.cache"
+            shapes = {_path(dataset, info): (info["height"], info["width"]) for info in dataset.data_infos}
+            self._cache = ImageCache(shapes, cache, cache_bytes, folder)
+
+    @property
+    def flag(self) -> Any:
+        """The group flags of the inner data set, as they are now."""
+        return self.dataset.flag
+
+    @flag.setter
+    def flag(self, flags: Any) -> None:
+        self.dataset.flag = flags
 
     def start_epoch(self, seed: int, epoch: int, rank: int) -> None:
         """Every worker draws from (seed, epoch, rank, worker) from its next sample on."""
         self._position.copy_(torch.tensor([seed, epoch, rank]))
 
-    def update_skip_type_keys(self, skip_type_keys: Iterable[str]) -> None:
-        """Leaves out the steps of these types, in living workers too."""
-        keys = tuple(skip_type_keys)
+    def update_skip_type_keys(self, skip_type_keys: Sequence[str]) -> None:
+        """Leaves out the steps of these types, in living workers too.
+
+        Raises:
+            TypeError: for a string in the place of a sequence of strings.
+        """
+        _check_keys(skip_type_keys)
+        super().update_skip_type_keys(skip_type_keys)
+        self.pack_for_workers()
+
+    def pack_for_workers(self) -> None:
+        """Writes down which steps are left out; again before workers start, as steps may have been added."""
+        if len(self.pipeline_types) > MOST_STEPS:
+            raise ValueError(f"pipeline must have at most {MOST_STEPS} steps, got {len(self.pipeline_types)}")
         for i, name in enumerate(self.pipeline_types):
-            self._left_out[i] = name in keys
-
-    @property
-    def _skip_type_keys(self) -> list[str]:
-        return [name for name, out in zip(self.pipeline_types, self._left_out.tolist(), strict=True) if out]
-
-    @_skip_type_keys.setter
-    def _skip_type_keys(self, keys: None) -> None:
-        """The stock constructor sets it."""
+            self._left_out[i] = name in self._skip_type_keys
 
     def keep_uint8(self) -> None:
         """From now on, images come as they are: a quarter of the bytes, for a model that converts them itself."""
@@ -193,21 +311,21 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
 
     def _load(self, index: int) -> Any:
         """A sample of the inner data set that nobody else has."""
-        loaded = self._load_deferred(index) if self._is_standard else None
+        loaded = self._load_deferred(index) if _is_standard(self.dataset) else None
         return copy.deepcopy(self.dataset[index]) if loaded is None else loaded
 
     def _load_deferred(self, index: int) -> Results | None:
         """What `LoadImageFromFile` and `LoadAnnotations` make of a sample, but for the pixels, which come when wanted;
         None if it has to be replaced by another."""
         load, annotate = self.dataset.pipeline.transforms
-        info, prefix = self.dataset.data_infos[index], self.dataset.img_prefix
-        name = info["filename"] if prefix is None else os.path.join(prefix, info["filename"])
+        info = self.dataset.data_infos[index]
+        name = _path(self.dataset, info)
         image: Array | EncodedImage | None = None
         keep = None
-        if self._cache:
+        if self._cache is not None:
             stamp = file_stamp(name)
-            image = self._cache.get(index, stamp)
-            keep = partial(self._cache.put, index, stamp)
+            image = self._cache.get(name, stamp)
+            keep = partial(self._cache.put, name, stamp)
         if image is None:
             if load.file_client is None:
                 load.file_client = mmcv.FileClient(**load.file_client_args)
@@ -232,8 +350,7 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
         """One step, which is asked again if it has nothing to give."""
         if type(transform) not in DEFERRING:
             for part in (sample, *sample.get("mix_results", ())):
-                if "img" in part:
-                    part["img"] = pixels(part["img"])
+                _decode(part)
         for _ in range(self.max_refetch):
             # Who writes to what he is given and then has to try again needs a copy.
             given = sample if type(transform) in PURE else copy.deepcopy(sample)
@@ -253,13 +370,16 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
                 self._seeded = position
                 if epoch >= 0:
                     seed_everything(seed, epoch, rank, worker=worker.id + 1)
-        left_out = self._left_out.tolist()
+        skipped = self._skip_type_keys
+        if worker is not None:  # which has the keys of the time when it was started
+            skipped = [name for name, out in zip(self.pipeline_types, self._left_out.tolist(), strict=False) if out]
         sample = self._load(idx)
-        for transform, out in zip(self.pipeline, left_out, strict=True):
-            if out:
+        for transform, name in zip(self.pipeline, self.pipeline_types, strict=False):  # as far as both go, as stock
+            if name in skipped:
                 continue
             if hasattr(transform, "get_indexes"):
                 sample["mix_results"] = self._partners(transform)
             sample = self._transform(transform, sample)
             sample.pop("mix_results", None)
+        _decode(sample)  # if no step has
         return sample

@@ -37,11 +37,13 @@ class Mosaic(StockMosaic):
     deferred = False
 
     def _mosaic_transform(self, results: Results) -> Results:
+        assert "mix_results" in results
         height, width = self.img_scale
         centre = tuple(int(random.uniform(*self.center_ratio_range) * side) for side in (width, height))
         tiles, boxes, labels = [], [], []
         places = ("top_left", "top_right", "bottom_left", "bottom_right")
-        for place, patch in zip(places, (results, *results["mix_results"]), strict=True):
+        for i, place in enumerate(places):
+            patch = results["mix_results"][i - 1] if i else results
             image = patch["img"]
             h, w = image.shape[:2]
             scale = min(height / h, width / w)
@@ -131,6 +133,7 @@ class MixUp(StockMixUp):
     """The stock class, by one pass over the picture."""
 
     def _mixup_transform(self, results: Results) -> Results:
+        assert "mix_results" in results
         assert len(results["mix_results"]) == 1, "MixUp only support 2 images now !"
         partner = results["mix_results"][0]
         if not len(partner["gt_bboxes"]):

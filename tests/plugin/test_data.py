@@ -2,16 +2,30 @@
 (YOLOX_PLUGIN_TRAINING=off)."""
 
 import copy
+import inspect
+import itertools
 import json
 import pickle
 
+import mmcv
 import numpy as np
 import pytest
 from mmcv import build_from_cfg
 from mmcv.runner import HOOKS
-from mmdet.datasets import DATASETS, build_dataset
+from mmdet.datasets import (
+    DATASETS,
+    PIPELINES,
+    ClassBalancedDataset,
+    ConcatDataset,
+    RepeatDataset,
+    build_dataset,
+)
+from mmdet.datasets.coco import CocoDataset as StockCoco
+from mmdet.datasets.pipelines import MixUp, Mosaic, RandomAffine, YOLOXHSVRandomAug
+from torch.utils.data import DataLoader
 
-from yolox_plugin.dataset import PackedList
+from yolox_plugin.dataset import PackedDict, PackedList, data_sets_in
+from yolox_plugin.dataset import StockMultiImageMixDataset as StockMix
 
 SWITCH = {"type": "YOLOXModeSwitchHook", "num_last_epochs": 2, "skip_type_keys": ("Blank",), "priority": 48}
 
@@ -63,14 +77,13 @@ def test_norms_are_synchronised_in_exactly_the_last_epochs(epoch, interval):
     assert hook.interval == interval
 
 
-def test_a_packed_list_is_a_list():
+def test_a_packed_list_reads_as_a_list():
     items = [{"a": i, "b": np.arange(i)} for i in range(5)]
     packed = PackedList(items)
     assert len(packed) == 5
     assert [item["a"] for item in packed] == list(range(5))
     assert packed[-1]["b"].tolist() == [0, 1, 2, 3]
     assert [item["a"] for item in packed[1:4:2]] == [1, 3]
-    assert len(packed + packed) == len(items + packed) == 10
     assert pickle.loads(pickle.dumps(packed))[3]["a"] == 3
     assert len(PackedList([])) == 0
     for index in (5, -6):
@@ -78,19 +91,210 @@ def test_a_packed_list_is_a_list():
             packed[index]
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [[], [3, 1, 2], [2**62, -5, 0], ["3", "1"], [1, "1", 1.5], [2**70, 1], [True, 7]],
+    ids=str,
+)
+def test_a_packed_dictionary_reads_as_a_dictionary(keys):
+    items = {key: [key, str(key)] for key in keys}
+    packed = PackedDict(items)
+    others = (0, 4, -5, "1", "x", 1.5, 1.0, np.int64(3), np.int32(2), 2**62, 2**80, None, True)
+    for key in (*keys, *others):
+        assert packed.get(key) == items.get(key), repr(key)
+
+
+def coco_config(root, **changes):
+    return {
+        "classes": ("star", "disc", "ring"),
+        "ann_file": str(root / "annotations/instances_train2017.json"),
+        "img_prefix": str(root / "train2017"),
+        "filter_empty_gt": False,
+        "pipeline": [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations", "with_bbox": True}],
+        **changes,
+    }
+
+
+def both(root, **changes):
+    """The plugin's data set and MMDetection's own."""
+    found = [cls(**copy.deepcopy(coco_config(root, **changes))) for cls in (DATASETS.get("CocoDataset"), StockCoco)]
+    assert type(found[0]) is not type(found[1])
+    return found
+
+
+def shuffled(infos):
+    return [infos[i] for i in np.random.RandomState(1).permutation(len(infos))]
+
+
+def assign(change):
+    def edit(dataset):
+        dataset.data_infos = change(dataset.data_infos)
+
+    return edit
+
+
+def in_place(change):
+    return lambda dataset: change(dataset.data_infos)
+
+
+def give_another_category(dataset):
+    for annotation in dataset.coco.anns.values():
+        annotation["category_id"] = dataset.cat_ids[0]
+
+
+EDITS = {
+    "every other": assign(lambda infos: infos[::2]),
+    "shuffled": assign(shuffled),
+    "doubled": assign(lambda infos: infos + infos),
+    "renamed": assign(lambda infos: [info | {"filename": "000001.jpg"} for info in infos]),
+    "of a stranger": assign(lambda infos: [*infos, infos[2] | {"id": 10**9}]),
+    "appended": in_place(lambda infos: infos.append(dict(infos[3]))),
+    "exchanged": in_place(lambda infos: infos.__setitem__(0, infos[5])),
+    "reversed": in_place(lambda infos: infos.reverse()),
+    "cut": in_place(lambda infos: infos.__delitem__(slice(2, 7))),
+    "an item's field": in_place(lambda infos: infos[1].update(width=40)),
+    "sorted": in_place(lambda infos: infos.sort(key=lambda info: info["width"])),
+    "annotations": give_another_category,
+    "labels": lambda dataset: dataset.cat2label.update({i: 2 for i in dataset.cat_ids}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_what_users_do_to_a_data_set_means_the_same(data_root, edit, tmp_path):
+    ours, stock = both(data_root)
+    before = [stock.get_ann_info(i)["bboxes"].tobytes() for i in range(len(stock))]
+    assert len(set(before)) == len(before)  # or a mistake would not be seen
+    for dataset in (ours, stock):
+        edit(dataset)
+    assert ours.data_infos == stock.data_infos
+    assert stock.data_infos[1] in ours.data_infos
+    mmcv.dump(ours.data_infos, tmp_path / "infos.json")
+    assert mmcv.load(tmp_path / "infos.json") == stock.data_infos
+    assert len(ours) == len(stock)
+    for i in range(len(stock)):
+        np.testing.assert_equal(ours.get_ann_info(i), stock.get_ann_info(i))
+        assert ours.get_cat_ids(i) == stock.get_cat_ids(i)
+        np.testing.assert_equal(ours.prepare_train_img(i), stock.prepare_train_img(i))
+    # In the workers of a training as well.
+    for part in (mixed := mix(ours), ours):
+        part.pack_for_workers()
+    loader = DataLoader(mixed, batch_size=1, num_workers=1, collate_fn=lambda samples: samples[0])
+    seen = [(sample["filename"], sample["gt_bboxes"].tolist()) for sample in itertools.islice(loader, len(stock))]
+    wanted = [stock.prepare_train_img(i) for i in range(mixed.num_samples)]
+    assert seen == [(sample["filename"], sample["gt_bboxes"].tolist()) for sample in wanted]
+
+
+def mix(dataset, **options):
+    return DATASETS.get("MultiImageMixDataset")(dataset, [{"type": "Blank"}], **options)
+
+
+def test_group_flags_follow_an_assignment(data_root):
+    ours, _ = both(data_root)
+    mixed = mix(ours)
+    ours.data_infos = shuffled(ours.data_infos)[::2]
+    wide = [info["width"] > info["height"] for info in ours.data_infos]
+    assert 0 < sum(wide) < len(wide)
+    assert ours.flag.tolist() == mixed.flag.tolist() == wide
+
+
+def test_the_index_of_pycocotools_is_not_read_again_in_training(data_root):
+    ours, _ = both(data_root)
+    loader = DataLoader(mix(ours), batch_size=1, num_workers=0, collate_fn=len)
+    assert sum(loader) == len(ours)
+    assert "coco" not in vars(ours)
+
+
+@pytest.mark.parametrize("test_mode", [False, True])
+def test_a_byte_order_mark_is_no_part_of_the_annotations(data_root, tmp_path, test_mode):
+    marked = tmp_path / "marked.json"
+    marked.write_bytes(b"\xef\xbb\xbf" + (data_root / "annotations/instances_train2017.json").read_bytes())
+    ours, plain = (
+        DATASETS.get("CocoDataset")(**coco_config(data_root, test_mode=test_mode, **changes))
+        for changes in ({"ann_file": str(marked)}, {})
+    )
+    assert ours.data_infos == plain.data_infos
+    assert ours.coco.dataset == plain.coco.dataset
+    for i in range(len(plain)):
+        np.testing.assert_equal(ours.get_ann_info(i), plain.get_ann_info(i))
+    assert [path.name for path in tmp_path.iterdir()] == ["marked.json"]
+
+
+def public(thing):
+    return {name for name in dir(thing) if not name.startswith("_")}
+
+
+def test_signatures_and_attributes_of_stock(data_root):
+    ours, stock = both(data_root)
+    steps = [{"type": "Blank"}]
+    pairs = [(ours, stock), (mix(ours), StockMix(stock, steps))]
+    pairs += [(PIPELINES.get(cls.__name__)(), cls()) for cls in (Mosaic, RandomAffine, MixUp, YOLOXHSVRandomAug)]
+    ours.coco  # noqa: B018  read again
+    for mine, theirs in pairs:
+        assert type(mine).__module__.startswith("yolox_plugin")
+        assert public(mine) >= public(theirs), type(mine)
+        # `*args, **kwargs` goes on to stock; what is written out begins with stock's parameters in their order.
+        own = [p for p in inspect.signature(type(mine)).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+        if not any(p.kind is p.VAR_POSITIONAL for p in own):
+            assert [(p.name, p.default) for p in own] == [
+                (p.name, p.default) for p in inspect.signature(type(theirs)).parameters.values()
+            ]
+
+
+def test_a_mixing_set_by_position_and_with_more_steps(data_root):
+    ours, stock = both(data_root)
+    for cls, inner in ((DATASETS.get("MultiImageMixDataset"), ours), (StockMix, stock)):
+        mixed = cls(inner, [{"type": "Blank"}], None, ["Nothing"], 3)
+        assert mixed.max_refetch == 3
+        step = PIPELINES.get("Blank")()
+        step.active = True
+        mixed.pipeline.append(step)  # which stock leaves out, as it has no type
+        assert mixed[0]["img"].any()
+        mixed.pipeline_types.append("Blank")
+        assert not mixed[0]["img"].any()
+        mixed.update_skip_type_keys(["Blank"])
+        assert mixed[0]["img"].any()
+
+
+def test_living_workers_hear_of_steps_that_were_added(data_root):
+    ours, _ = both(data_root)
+    mixed = mix(ours)
+    step = PIPELINES.get("Blank")()
+    step.active = True
+    mixed.pipeline.append(step)
+    mixed.pipeline_types.append("Added")
+    mixed.pack_for_workers()
+    loader = DataLoader(mixed, num_workers=1, persistent_workers=True, collate_fn=lambda samples: samples[0])
+    assert not any(sample["img"].any() for sample in loader)
+    mixed.update_skip_type_keys(("Added",))
+    assert all(sample["img"].any() for sample in loader)
+
+
+def test_a_string_is_no_sequence_of_keys(data_root):
+    """A forgotten comma, `("Mosaic")`, left out nothing."""
+    ours, _ = both(data_root)
+    message = r"skip_type_keys must be a sequence of names such as \('Mosaic',\), got 'Mosaic' alone"
+    with pytest.raises(TypeError, match=message):
+        mix(ours, skip_type_keys=("Mosaic"))
+    with pytest.raises(TypeError, match=message):
+        mix(ours).update_skip_type_keys("Mosaic")
+    with pytest.raises(AssertionError):  # as stock
+        mix(ours, skip_type_keys=[1])
+
+
+def test_data_sets_in_others(data_root):
+    ours, _ = both(data_root)
+    mixed = mix(ClassBalancedDataset(ours, oversample_thr=0.1))
+    outer = ConcatDataset([RepeatDataset(mixed, 2), mixed])
+    found = [type(part).__name__ for part in data_sets_in(outer)]
+    inside = ["MultiImageMixDataset", "ClassBalancedDataset", "CocoDataset"]
+    assert found == ["ConcatDataset", "RepeatDataset", *inside, *inside]
+    assert len(outer) == 3 * len(mixed)
+    assert outer[len(mixed) + 1]["filename"] == mixed[1]["filename"]
+
+
 @pytest.mark.parametrize("test_mode", [False, True])
 def test_a_packed_data_set_says_what_the_stock_one_says(data_root, test_mode):
-    from mmdet.datasets.coco import CocoDataset as Stock
-
-    cfg = {
-        "classes": ("star", "disc"),
-        "ann_file": str(data_root / "annotations/instances_train2017.json"),
-        "img_prefix": str(data_root / "train2017"),
-        "pipeline": [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations", "with_bbox": True}],
-        "test_mode": test_mode,
-    }
-    stock, ours = Stock(**copy.deepcopy(cfg)), DATASETS.get("CocoDataset")(**copy.deepcopy(cfg))
-    assert type(ours).__module__.startswith("yolox_plugin")
+    ours, stock = both(data_root, classes=("star", "disc"), filter_empty_gt=True, test_mode=test_mode)
     assert list(ours.data_infos) == stock.data_infos
     assert len(ours) == len(stock)
     assert test_mode or np.array_equal(ours.flag, stock.flag)
@@ -107,8 +311,6 @@ def test_a_packed_data_set_says_what_the_stock_one_says(data_root, test_mode):
 @pytest.mark.slow
 def test_memory_of_the_workers_stays_flat(tmp_path, private_bytes):
     """open-mmlab/mmdetection#6931, on 100,000 annotations: resident memory of the workers alone, over 20 epochs."""
-    from torch.utils.data import DataLoader
-
     images = [{"id": i, "file_name": f"{i:012}.jpg", "width": 640, "height": 480} for i in range(12500)]
     annotations = [
         {"id": i, "image_id": i // 8, "category_id": i % 80, "bbox": [i % 300, 20.0, 100.5, 50.25], "area": 5050.125,

@@ -14,9 +14,10 @@ from mmdet.datasets.coco import CocoDataset as StockCocoDataset
 from mmdet.datasets.pipelines import Compose
 from torch.utils.data import DataLoader
 
+from yolox_plugin import cache as caches
 from yolox_plugin import dataset as datasets
 from yolox_plugin import pipelines
-from yolox_plugin.cache import file_stamp
+from yolox_plugin.cache import BUSY, file_stamp
 from yolox_plugin.images import EncodedImage, jpeg_shape
 
 OURS = {name: getattr(pipelines, name) for name in ("Mosaic", "RandomAffine", "MixUp", "YOLOXHSVRandomAug")}
@@ -182,7 +183,7 @@ def test_full_size(tmp_path):
 def test_other_ways_of_loading(images, load):
     """Which take MMDetection's way, step by step."""
     ours, theirs = (make(images, standard(), load) for make in (build, build_stock))
-    assert not ours._is_standard
+    assert not datasets._is_standard(ours.dataset)
     for seed in range(60):
         index = seed % len(ours)
         same(draw(ours, index, seed), draw(theirs, index, seed))
@@ -218,6 +219,28 @@ def test_only_what_is_seen_is_decoded(images, monkeypatch):
         for seed in range(count):
             draw(data, 0, seed)
         assert least <= len(decoded) / count <= most
+
+
+@pytest.mark.parametrize("name", ["Mosaic", "MixUp"])
+@pytest.mark.parametrize("others", [None, 0, 1, 2, 3, 5])
+def test_other_numbers_of_images_to_mix(images, name, others):
+    """What stock asserts is asserted, what it leaves out is left out."""
+    data = StockCocoDataset(**inner(images, {}))
+    outcomes = []
+    for module in (pipelines, stock_pipelines):
+        sample = data[0] if others is None else {**data[0], "mix_results": [data[i] for i in range(1, others + 1)]}
+        np.random.seed(3)
+        try:
+            result = getattr(module, name)(img_scale=(96, 96))(sample)
+            outcomes.append((result["img"].tolist(), result["gt_bboxes"].tolist()))
+        except (AssertionError, IndexError) as error:
+            outcomes.append(type(error))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_without_any_step(images):
+    ours, theirs = (make(images, []) for make in (build, build_stock))
+    np.testing.assert_equal(ours[0], theirs[0])
 
 
 def test_in_other_hands_a_mosaic_is_an_array(images):
@@ -263,6 +286,96 @@ def test_images_come_in_uint8_when_the_model_takes_them(images):
     same(sample, expected)
 
 
+def kept(dataset, path):
+    """The pixels that a data set's cache has of a file; None if it has none."""
+    return dataset._cache.get(str(path), file_stamp(str(path)))
+
+
+def test_data_sets_of_the_same_names_share_no_pixels(tmp_path):
+    """In one cache_dir, of the same sizes, even written at the same moment."""
+    roots = [write_images(tmp_path / name, [(96, 96)] * 3, seed=i) for i, name in enumerate("ab")]
+    for path in tmp_path.glob("*/*.jpg"):
+        os.utime(path, ns=(1, 1))
+    cached = [build(root, standard(), cache="disk", cache_dir=str(tmp_path / "cache")) for root in roots]
+    for data, root in zip(cached, roots, strict=True):
+        for seed in range(12):
+            same(draw(data, seed % 3, seed), draw(build(root, standard()), seed % 3, seed))
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+@pytest.mark.parametrize("change", [lambda infos: infos[::-1], lambda infos: infos[3:] + infos[:1]])
+def test_places_go_by_the_file(images, tmp_path, kind, change):
+    cached = build(images, standard(), cache=kind, cache_dir=str(tmp_path))
+    for i in range(len(cached)):
+        draw(cached, i, i)
+    plain = build(images, standard())
+    for data in (cached, plain):
+        data.dataset.data_infos = change(data.dataset.data_infos)
+    for seed in range(40):
+        index = seed % len(plain.dataset)
+        same(draw(cached, index, seed), draw(plain, index, seed))
+
+
+def test_half_an_image_is_never_taken(images):
+    """Between the first and the last pixel of another state of a file, its place is nobody's."""
+    cache = build(images, standard(), cache="ram")._cache
+    name = str(images / "000.jpg")
+    first = cv2.imread(name)
+
+    class Watched(np.ndarray):
+        def __array_finalize__(self, other):
+            assert all(cache.get(name, stamp) is None for stamp in (7, 8) if watching)
+            cache.put(name, 9, first)  # another worker at the same time has to leave it alone
+
+    watching = False
+    cache.put(name, 7, first)
+    assert np.array_equal(cache.get(name, 7), first)
+    pixels = cache._pixels
+    cache._pixels = lambda place: pixels(place).view(Watched)
+    watching = True
+    cache.put(name, 8, 255 - first)
+    watching = False
+    cache._pixels = pixels
+    assert np.array_equal(cache.get(name, 8), 255 - first)
+    assert cache.get(name, 7) is cache.get(name, 9) is None
+    cache._stamps[cache._place(name)] = BUSY
+    cache.put(name, 8, first)
+    assert cache.get(name, 8) is None
+
+
+def test_the_processes_of_a_machine_share_its_memory(images, monkeypatch):
+    """Each took half of it."""
+    limits = []
+    monkeypatch.setattr(caches, "_available_memory", lambda: 80_000)
+    for processes in (1, 4):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        data = build(images, standard(), cache="ram")
+        limits.append(len(data._cache._bytes))
+    assert 30_000 < limits[0] <= 40_000
+    assert 0 < limits[1] <= 10_000
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "left"),
+    [
+        ("0::/a/b", {"a/memory.max": 1000, "a/memory.current": 300, "a/b/memory.max": "max"}, 700),
+        ("0::/not/seen/from/inside", {"memory.max": 500, "memory.current": 100}, 400),
+        ("4:memory:/x\n1:cpu:/", {"memory/x/memory.limit_in_bytes": 900, "memory/x/memory.usage_in_bytes": 850}, 50),
+        ("9:cpu,memory:/x", {"memory/memory.limit_in_bytes": 7, "memory/memory.usage_in_bytes": 9}, 0),
+        ("1:cpu:/\n0::/", {}, None),
+    ],
+    ids=["v2", "v2 in a container", "v1", "v1 in a container", "none"],
+)  # fmt: skip
+def test_limits_of_containers(tmp_path, monkeypatch, own, files, left):
+    for name, number in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{number}\n")
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(caches, "CGROUPS", tmp_path)
+    monkeypatch.setattr(caches, "OWN_CGROUPS", tmp_path / "own")
+    assert caches._available_memory() == left or (left is None and caches._available_memory() > 10**6)
+
+
 @pytest.mark.parametrize("kind", ["ram", "disk"])
 def test_a_cache_changes_nothing(images, tmp_path, kind, monkeypatch):
     plain = build(images, standard())
@@ -290,8 +403,8 @@ def test_a_cache_that_holds_a_part(images, tmp_path, caplog):
     for seed in range(50):
         index = seed % count
         same(draw(cached, index, seed), draw(plain, index, seed))
-    assert cached._cache.get(4, file_stamp(str(images / "004.jpg"))) is not None
-    assert cached._cache.get(5, file_stamp(str(images / "005.jpg"))) is None
+    assert kept(cached, images / "004.jpg") is not None
+    assert kept(cached, images / "005.jpg") is None
     [text] = [record.getMessage() for record in caplog.records if "cache" in record.getMessage()]
     assert f"room for 5 of {count} decoded images" in text
     assert f"cache_bytes is {size}" in text
@@ -310,7 +423,7 @@ def test_a_changed_file_is_read_again(tmp_path):
     path.write_text(path.read_text().replace('"height": 96', '"height": 90'))
     cached = build(root, standard(), cache="disk")
     same(draw(cached, 0, 1), draw(build(root, standard()), 0, 1))
-    assert cached._cache.get(0, file_stamp(str(root / "000.jpg"))) is None
+    assert kept(cached, root / "000.jpg") is None
 
 
 def test_what_was_written_before_a_crash_of_the_machine_is_not_believed(images, tmp_path):
@@ -343,10 +456,9 @@ def test_no_step_writes_to_a_cached_image(images):
     for seed in range(60):
         draw(cached, seed % len(cached), seed)
     for i in range(len(cached)):
-        name = str(images / f"{i:03}.jpg")
-        kept = cached._cache.get(i, file_stamp(name))
-        assert kept is not None
-        assert np.array_equal(kept, cv2.imread(name))
+        pixels = kept(cached, images / f"{i:03}.jpg")
+        assert pixels is not None
+        assert np.array_equal(pixels, cv2.imread(str(images / f"{i:03}.jpg")))
 
 
 @pytest.mark.slow
