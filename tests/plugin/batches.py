@@ -1,11 +1,16 @@
 """Batches as MMDetection's pipeline would give them, and a small detector, for the tests of head and detector."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import mmdet
 import torch
 from mmcv import Config
-from mmdet.models import build_detector
+from mmdet.core.bbox.assigners.sim_ota_assigner import SimOTAAssigner as StockAssigner
+from mmdet.core.bbox.builder import BBOX_ASSIGNERS
+from mmdet.models import DETECTORS, build_detector
+from mmdet.models.dense_heads.yolox_head import YOLOXHead as StockHead
+from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 
 import yolox_plugin  # noqa: F401  registers its classes
 
@@ -30,9 +35,26 @@ def batch(seed, gts, size):
     return torch.nn.functional.interpolate(parts, size=(size, size), mode="bilinear"), boxes, labels
 
 
-def nano(**changes):
+def build(cfg, *, stock):
+    """A detector of the plugin's classes or of MMDetection's own."""
+    classes = {"YOLOX": StockYOLOX, "YOLOXHead": StockHead} if stock else {}
+    with (
+        patch.dict(DETECTORS.module_dict, classes),
+        patch.dict(BBOX_ASSIGNERS.module_dict, {"SimOTAAssigner": StockAssigner} if stock else {}),
+    ):
+        return build_detector(cfg)
+
+
+def nano(*, stock=False, **changes):
     cfg = Config.fromfile(str(CONFIGS / "yolox_nano_8x8_300e_coco.py")).model
     torch.manual_seed(0)
-    model = build_detector({**cfg, "input_size": (128, 128), "random_size_range": (3, 6), **changes})
+    model = build({**cfg, "input_size": (128, 128), "random_size_range": (3, 6), **changes}, stock=stock)
     model.init_weights()
     return model.train()
+
+
+def train_data(seed, gts=(3, 8), size=128):
+    """What a runner gives to `train_step`, collated."""
+    image, boxes, labels = batch(seed, gts, size)
+    metas = [{"img_shape": (size, size, 3)}] * len(gts)
+    return {"img": image, "img_metas": metas, "gt_bboxes": boxes, "gt_labels": labels}

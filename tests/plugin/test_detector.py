@@ -1,25 +1,23 @@
 """The plugin's detector beside MMDetection's: image sizes, logged values, precision."""
 
+import json
 import logging
+import random
 from collections import Counter
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 import two_ranks
-from batches import batch, nano
+from batches import nano, train_data
+from mmcv.cnn.bricks import Swish
 from mmcv.runner import Fp16OptimizerHook, LogBuffer, OptimizerHook, build_runner
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolox_plugin.detector import YOLOX
 from yolox_plugin.runner import DeferredLogBuffer
-
-
-def train_data(step, gts=(3, 8), size=128):
-    image, boxes, labels = batch(step, gts, size)
-    metas = [{"img_shape": (size, size, 3)}] * len(gts)
-    return {"img": image, "img_metas": metas, "gt_bboxes": boxes, "gt_labels": labels}
 
 
 def test_the_registered_detector_is_ours():
@@ -59,6 +57,89 @@ def test_a_scaled_image_gives_the_losses_of_stock():
     torch.testing.assert_close(losses, theirs)
 
 
+def test_without_the_plugins_runner_sizes_and_logs_are_those_of_stock():
+    """Any runner takes what it is given: numbers, which json can write."""
+    logs, sizes = [], []
+    for stock in (False, True):
+        model = nano(stock=stock, random_size_interval=2)
+        random.seed(3)
+        for step in range(6):
+            with torch.no_grad():
+                log = model.train_step(train_data(step), None)["log_vars"]
+            assert json.dumps(log)
+            logs.append(log)
+            sizes.append(model._input_size)
+    assert sizes[:6] == sizes[6:]
+    assert len(set(sizes)) > 1
+    for ours, theirs in zip(logs[:6], logs[6:], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+        assert all(type(value) is float for value in ours.values())
+
+
+def test_what_a_runner_began_it_ends():
+    model = nano()
+    model.start_epoch(seed=3, iteration=0)
+    assert isinstance(model._parse_losses({"loss": torch.ones(1)})[1]["loss"], torch.Tensor)
+    with pytest.raises(TypeError, match="loss_a is not a tensor or list of tensors"):
+        model._parse_losses({"loss_a": 1.0})
+    model.end_epoch()
+    assert model._parse_losses({"loss": torch.ones(1)})[1] == {"loss": 1.0}
+
+
+def test_a_subclass_has_the_sizes_that_it_draws_itself():
+    class Mine(YOLOX):
+        def _random_resize(self, device):
+            return 96, 96
+
+    model = nano(random_size_interval=1)
+    model.__class__ = Mine
+    model.start_epoch(seed=0, iteration=100)
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    with torch.no_grad():
+        for step in range(3):
+            model.forward_train(**train_data(step))
+    assert seen == [(128, 128), (96, 96), (96, 96)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_detector_of_a_half_type(dtype):
+    """Images come as its user gives them; only uint8 is converted."""
+    model = nano().to(dtype)
+    data = train_data(0)
+    data["img"] = data["img"].to(dtype)
+    losses = model.forward_train(**data)
+    sum(losses.values()).backward()
+    assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in model.parameters())
+    theirs = nano().forward_train(**train_data(0))
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss.float(), theirs[name], rtol=0.1, atol=0.0)
+
+
+def test_uint8_images_are_those_of_float():
+    model = nano().eval()  # batch norm would remember the first
+    byte, number = train_data(0), train_data(0)
+    byte["img"] = byte["img"].byte()
+    number["img"] = byte["img"].float()
+    with torch.no_grad():
+        assert model.forward_train(**byte) == model.forward_train(**number)
+
+
+def test_an_activation_stays_the_module_that_it_was():
+    """Fused to one step, with the hooks and the type that it has."""
+    module = torch.nn.Sequential(Swish())
+    calls = []
+    module[0].register_forward_hook(lambda *_: calls.append(1))
+    with patch.object(
+        StockYOLOX, "__init__", lambda self: torch.nn.Module.__init__(self) or self.add_module("a", module)
+    ):
+        model = YOLOX()
+    assert isinstance(model.a[0], Swish)
+    x = torch.randn(100, requires_grad=True)
+    torch.testing.assert_close(model.a(x), x * x.sigmoid())
+    assert calls == [1]
+
+
 class Reads(TorchDispatchMode):
     """Counts reads of single values from the device."""
 
@@ -71,6 +152,7 @@ class Reads(TorchDispatchMode):
 
 def test_logged_values_are_those_of_stock_and_are_not_read():
     model = nano()
+    model.start_epoch(seed=0, iteration=0)
     losses = {
         "loss_a": torch.tensor(2.0, requires_grad=True),
         "loss_b": [torch.ones(2), torch.zeros(2)],
@@ -99,6 +181,33 @@ def test_the_log_buffer_averages_as_mmcv_and_reads_once():
             assert all(isinstance(value, (float, np.floating)) for value in ours.output.values())
     ours.average(), theirs.average()
     assert ours.output == theirs.output
+
+
+@pytest.mark.parametrize("shape", [(), (1,)], ids=str)
+def test_the_log_buffer_takes_one_value_of_any_shape_and_type(shape):
+    buffer = DeferredLogBuffer()
+    for i in range(3):
+        buffer.update({
+            "loss": torch.tensor(float(i)).expand(shape), "acc": torch.tensor([i]), "time": 0.5 * i,
+            "exact": torch.tensor(i + 2**25), "double": torch.tensor(i / 3, dtype=torch.float64),
+            "grad": torch.tensor(float(i), requires_grad=True).view(shape),
+        })  # fmt: skip
+    buffer.average()
+    expected = {"loss": 1.0, "acc": 1.0, "time": 0.5, "exact": 2**25 + 1, "double": 1 / 3, "grad": 1.0}
+    assert dict(buffer.output) == pytest.approx(expected, rel=1e-15)
+    assert json.dumps({name: float(value) for name, value in buffer.output.items()})
+
+
+@pytest.mark.slow
+def test_a_rank_without_a_positive_has_every_gradient(tmp_path):
+    """Or DistributedDataParallel waits for it: "Expected to have finished reduction"."""
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(two_ranks.train_on_a_rank, (str(tmp_path / "store"), results), nprocs=2)
+        first, second = results[0], results[1]
+    assert len(first) > 100
+    assert all(np.isfinite(a).all() and np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_two_ranks_log_their_mean_and_agree_on_the_seed(tmp_path):

@@ -2,26 +2,19 @@
 
 import pytest
 import torch
-from batches import CONFIGS, batch
+from batches import CONFIGS, batch, build
 from mmcv import Config, ConfigDict
 from mmdet.core.bbox.assigners.sim_ota_assigner import SimOTAAssigner as StockAssigner
-from mmdet.core.bbox.builder import BBOX_ASSIGNERS
-from mmdet.models import HEADS, build_detector
 from mmdet.models.dense_heads.yolox_head import YOLOXHead as StockHead
 
 from yolox_plugin.assigner import SimOTAAssigner
-from yolox_plugin.head import YOLOXHead
-from yolox_plugin.targets import bucket
+from yolox_plugin.head import YOLOXHead, _priors
+from yolox_plugin.targets import bucket, constant
 
 
-def detector(name, monkeypatch, *, stock):
+def detector(name, *, stock):
     """A detector from MMDetection's unmodified config, on MMDetection's own classes or on the plugin's."""
-    cfg = Config.fromfile(str(CONFIGS / f"{name}_8x8_300e_coco.py"))
-    with monkeypatch.context() as patch:
-        if stock:
-            patch.setitem(HEADS.module_dict, "YOLOXHead", StockHead)
-            patch.setitem(BBOX_ASSIGNERS.module_dict, "SimOTAAssigner", StockAssigner)
-        model = build_detector(cfg.model)
+    model = build(Config.fromfile(str(CONFIGS / f"{name}_8x8_300e_coco.py")).model, stock=stock)
     assert type(model.bbox_head) is (StockHead if stock else YOLOXHead)
     assert type(model.bbox_head.assigner) is (StockAssigner if stock else SimOTAAssigner)
     return model.train()
@@ -58,12 +51,14 @@ def losses_and_gradients(head, levels, boxes, labels):
         tensor.grad = None
     losses = head.loss(*levels, [b.clone() for b in boxes], labels, [{}] * len(boxes))
     sum(losses.values()).backward()
-    return losses, [t.grad for level in levels for t in level]
+    # mmdet's IoU of no boxes is cut off from them: None stands for 0.
+    grads = [torch.zeros_like(t) if t.grad is None else t.grad for level in levels for t in level]
+    return losses, grads
 
 
 @pytest.fixture
-def heads(monkeypatch):
-    return [detector("yolox_nano", monkeypatch, stock=stock).bbox_head for stock in (True, False)]
+def heads():
+    return [detector("yolox_nano", stock=stock).bbox_head for stock in (True, False)]
 
 
 @pytest.mark.parametrize("use_l1", [False, True])
@@ -145,12 +140,162 @@ def test_assign_result_has_the_fields_of_stock(situation):
         assert (b.gt_inds > 0).any() == (gts > 0)
 
 
-def test_a_foreign_eps_is_refused(situation):
-    case = situation(7, gts=2)
-    with pytest.raises(ValueError, match=r"eps must be 1e-7, as YOLOXHead leaves it, got 0\.1"):
-        SimOTAAssigner().assign(
-            case["scores"][0], case["priors"], case["boxes"][0], case["gt_boxes"][0], case["gt_labels"][0], eps=0.1
-        )
+def assigner_arguments(situation, gts=20):
+    case = situation(7, gts=gts, size=320)
+    return {
+        "pred_scores": case["scores"][0], "priors": case["priors"], "decoded_bboxes": case["boxes"][0],
+        "gt_bboxes": case["gt_boxes"][0].round(), "gt_labels": case["gt_labels"][0],
+    }  # fmt: skip
+
+
+def assert_same_assignment(arguments, ours=None, **more):
+    theirs = StockAssigner().assign(*arguments.values(), **more)
+    mine = (ours or SimOTAAssigner()).assign(*arguments.values(), **more)
+    assert mine.num_gts == theirs.num_gts
+    for field in ("gt_inds", "labels", "max_overlaps"):
+        torch.testing.assert_close(getattr(mine, field), getattr(theirs, field), msg=field)
+    return mine
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gt_labels": torch.int32}, {"gt_labels": torch.uint8}, {"gt_labels": torch.float32}, {"priors": torch.int64},
+        {"gt_bboxes": torch.int64}, {"gt_bboxes": torch.float64, "priors": torch.int32},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_assigner_takes_numbers_of_any_type(situation, changes):
+    arguments = assigner_arguments(situation)
+    arguments |= {name: arguments[name].to(dtype) for name, dtype in changes.items()}
+    assert (assert_same_assignment(arguments).gt_inds > 0).any()
+
+
+def test_what_the_operator_does_not_compute_the_assigner_asks_stock(situation):
+    arguments = assigner_arguments(situation)
+    assert_same_assignment(arguments, eps=0.1)
+    with pytest.raises(ValueError, match="keep_every_gt=True needs eps=1e-7"):
+        SimOTAAssigner(keep_every_gt=True).assign(*arguments.values(), eps=0.1)
+    nothing = {**arguments, "gt_bboxes": torch.zeros(0, 4), "gt_labels": None}
+    assert SimOTAAssigner().assign(*nothing.values()).labels is None
+    arguments["decoded_bboxes"].requires_grad_()
+    assert assert_same_assignment(arguments).max_overlaps.requires_grad
+
+
+def test_a_piece_of_the_assigner_that_a_subclass_replaces_is_asked(situation):
+    class Mine(SimOTAAssigner):
+        def dynamic_k_matching(self, cost, pairwise_ious, num_gt, valid_mask):
+            valid_mask[:] = False
+            return pairwise_ious.new_zeros(0), torch.zeros(0, dtype=torch.long)
+
+    assert not Mine().assign(*assigner_arguments(situation).values()).gt_inds.any()
+
+
+@pytest.mark.parametrize("labels", [torch.int32, torch.float32, torch.uint8], ids=str)
+@pytest.mark.parametrize("coordinates", [torch.int64, torch.float64], ids=str)
+@pytest.mark.parametrize("static_shapes", [False, True])
+def test_the_head_takes_gts_of_any_type(heads, labels, coordinates, static_shapes):
+    _, boxes, classes = batch(3, (10, 3), 320)
+    boxes = [b.round() for b in boxes]
+    levels = predictions(4, boxes, classes, 320)
+    flat = heads[1]._flatten(*levels)
+    expected = heads[1]._batch_loss(*flat, boxes, classes, static_shapes)
+    given = [b.to(coordinates) for b in boxes], [c.to(labels) for c in classes]
+    torch.testing.assert_close(heads[1]._batch_loss(*flat, *given, static_shapes), expected)
+
+
+@pytest.mark.parametrize("name", ["_bbox_decode", "_get_target_single", "_get_l1_target", "_bboxes_nms"])
+@pytest.mark.parametrize("way", ["subclass", "instance", "patched stock class"])
+def test_a_piece_of_the_head_that_somebody_replaces_is_asked(heads, monkeypatch, name, way):
+    """By the stock class's own code, which it was written for."""
+    head = heads[1]
+    head.use_l1 = True
+    calls = []
+
+    def mine(self, *args, **kwargs):
+        calls.append(name)
+        return original(self, *args, **kwargs)
+
+    original = getattr(StockHead, name)
+    if way == "subclass":
+        head.__class__ = type("Mine", (YOLOXHead,), {name: mine})
+    elif way == "instance":
+        setattr(head, name, mine.__get__(head))
+    else:
+        monkeypatch.setattr(StockHead, name, mine)
+    _, boxes, labels = batch(5, (12, 40), 320)
+    levels = predictions(6, boxes, labels, 320)
+    head.loss(*levels, boxes, labels, [{}] * 2)
+    with torch.no_grad():
+        head.get_bboxes(*levels, img_metas=[{"scale_factor": 1.0}] * 2)
+    assert calls
+
+
+def test_priors_of_somebody_else_are_asked_for(heads):
+    from mmdet.core import MlvlPointGenerator
+
+    _, boxes, labels = batch(5, (12, 40), 320)
+    levels = predictions(6, boxes, labels, 320)
+    losses = [head.loss(*levels, boxes, labels, [{}] * 2) for head in heads]
+    for head in heads:
+        head.prior_generator.offset = 0.25  # changed after a first use
+    shifted = [head.loss(*levels, boxes, labels, [{}] * 2) for head in heads]
+    torch.testing.assert_close(shifted[1], shifted[0], rtol=1e-5, atol=1e-6)
+    assert shifted[1]["loss_bbox"] != losses[1]["loss_bbox"]
+
+    class Mine(MlvlPointGenerator):
+        def grid_priors(self, *args, **kwargs):
+            return [level + 2 for level in super().grid_priors(*args, **kwargs)]
+
+    for head in heads:
+        head.prior_generator = Mine([8, 16, 32], offset=0)
+    own = [head.loss(*levels, boxes, labels, [{}] * 2) for head in heads]
+    torch.testing.assert_close(own[1], own[0], rtol=1e-5, atol=1e-6)
+
+
+def test_an_evaluation_in_inference_mode_does_not_spoil_training(heads):
+    """What it makes and keeps, training would refuse: "Inference tensors cannot be saved for backward"."""
+    head = heads[1]
+    size = 352  # that no other test has used
+    _priors.cache_clear(), constant.cache_clear()
+    _, boxes, labels = batch(3, (10, 3), size)
+    levels = predictions(4, boxes, labels, size)
+    with torch.inference_mode():
+        head.get_bboxes(*levels, img_metas=[{"scale_factor": 1.0}] * 2)
+        head._batch_loss(*head._flatten(*levels), boxes, labels, static_shapes=True)
+    losses, _ = losses_and_gradients(head, levels, boxes, labels)
+    masked = head._batch_loss(*head._flatten(*levels), boxes, labels, static_shapes=True)
+    sum(masked.values()).backward()
+    torch.testing.assert_close(masked, losses, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_kept_for_later_is_bounded(heads):
+    for i in range(1, 60):
+        levels = [[torch.zeros(1, c, i, i)] * 3 for c in (80, 4, 1)]
+        heads[1]._flatten(*levels)
+        constant((i,), torch.float32, torch.device("cpu"))
+    assert max(_priors.cache_info().currsize, constant.cache_info().currsize) <= 32
+
+
+@pytest.mark.parametrize("own_assigner", [False, True])
+@pytest.mark.parametrize("value", [0.0, 100.0, torch.inf, torch.nan])
+def test_without_a_positive_every_prediction_is_still_in_the_graph(heads, own_assigner, value):
+    """Also where sizes overflow, or are nothing at all."""
+    head = heads[1]
+    head.use_l1 = True
+    if own_assigner:
+        head.assigner = StockAssigner()
+    _, boxes, labels = batch(3, (0, 0), 320)
+    levels = predictions(4, boxes, labels, 320)
+    with torch.no_grad():
+        levels[1][0][:] = value
+    losses = head.loss(*levels, boxes, labels, [{}] * 2)
+    sum(losses.values()).backward()
+    assert all(loss.requires_grad for loss in losses.values())
+    assert losses["loss_bbox"] == losses["loss_l1"] == 0
+    for level in levels[1]:
+        assert torch.equal(level.grad, torch.zeros_like(level))
+    assert all(level.grad.any() for level in levels[2])
 
 
 def test_errors_are_not_taken_for_lack_of_memory(heads):
@@ -209,19 +354,31 @@ def test_nothing_above_the_threshold(heads):
     _, boxes, labels = batch(5, (3,), 320)
     levels = predictions(6, boxes, labels, 320)
     cfg = ConfigDict(score_thr=1.0, nms={"type": "nms", "iou_threshold": 0.65})
-    [(detections, classes)] = heads[1].get_bboxes(*levels, img_metas=[{"scale_factor": 1.0}], cfg=cfg)
+    with torch.no_grad():
+        [(detections, classes)] = heads[1].get_bboxes(*levels, img_metas=[{"scale_factor": 1.0}], cfg=cfg)
     assert detections.shape == (0, 5)
     assert classes.shape == (0,)
 
 
+def test_detections_have_gradients_where_stock_gives_them(heads):
+    _, boxes, labels = batch(5, (12,), 320)
+    levels = predictions(6, boxes, labels, 320)
+    gradients = []
+    for head in heads:
+        [(detections, _)] = head.get_bboxes(*levels, img_metas=[{"scale_factor": 1.0}])
+        gradients.append(torch.autograd.grad(detections.sum(), levels[1]))
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert any(gradient.any() for gradient in gradients[1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolox_nano", "yolox_m"])
-def test_steps_of_the_whole_detector(name, monkeypatch):
+def test_steps_of_the_whole_detector(name):
     """Forward, backward and SGD from the unmodified config; before each step both start from the same weights."""
     torch.manual_seed(0)
-    stock = detector(name, monkeypatch, stock=True)
+    stock = detector(name, stock=True)
     stock.init_weights()
-    plugin = detector(name, monkeypatch, stock=False)
+    plugin = detector(name, stock=False)
     models = (stock, plugin)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9, nesterov=True) for m in models]
     situations = [(20, 5), (0, 30), (200, 3), (0, 0), (12, 60), (1, 1)]

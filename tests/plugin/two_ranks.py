@@ -4,11 +4,11 @@ import logging
 
 import torch
 import torch.distributed as dist
-from batches import nano
+from batches import nano, train_data
 from mmcv.runner import build_runner
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 
-from yolox_plugin.distributed import gather_results
+from yolox_plugin.distributed import CPUDistributedDataParallel, gather_results
 
 
 def reduce_on_a_rank(rank, store, seed, results):
@@ -34,4 +34,23 @@ def gather_on_a_rank(rank, store, totals, results):
         rounds = -(-total // 2)
         found.append(gather_results([(rank + 2 * i) % max(total, 1) for i in range(rounds)], total))
     results[rank] = found
+    dist.destroy_process_group()
+
+
+def train_on_a_rank(rank, store, results):
+    """An epoch in which one rank, the other, or both have no gt and so no positive."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    model = CPUDistributedDataParallel(nano(), broadcast_buffers=False)
+    runner = build_runner(
+        {"type": "EpochBasedRunner", "max_epochs": 1},
+        {
+            "model": model, "logger": logging.getLogger("test"), "meta": {"seed": 1},
+            "optimizer": torch.optim.SGD(model.parameters(), lr=0.001),
+        },
+    )  # fmt: skip
+    runner.register_optimizer_hook({})
+    counts = [((2, 1), (3, 0)), ((0, 0), (1, 0)), ((0, 4), (0, 0)), ((0, 0), (0, 0)), ((1, 1), (0, 0))]
+    runner.run([[train_data(i, gts[rank]) for i, gts in enumerate(counts)]], [("train", 1)])
+    results[rank] = [parameter.detach().numpy() for parameter in model.parameters()]
     dist.destroy_process_group()
