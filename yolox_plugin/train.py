@@ -27,7 +27,6 @@ from mmdet.apis import set_random_seed, train_detector
 from mmdet.datasets import build_dataloader, build_dataset
 from mmdet.models import build_detector
 from mmdet.utils import get_root_logger, setup_multi_processes
-from torch.utils.data import DataLoader
 
 from . import checks, launch, results
 from .checks import InputError
@@ -221,12 +220,11 @@ def log_often(cfg: Config, iterations: float) -> None:
 def iterations_in(dataset: Any, cfg: Config, distributed: bool) -> int:
     """In an epoch, of the loader that MMDetection will make; the images shared out for a runner without epochs."""
     options = {"samples_per_gpu": 2, **cfg.data.train_dataloader, "workers_per_gpu": 0, "persistent_workers": False}
-    if "max_epochs" not in cfg.runner:
-        return math.ceil(len(dataset) / options["samples_per_gpu"] / len(cfg.gpu_ids))
-    loader: DataLoader[Any] = build_dataloader(
-        dataset, dist=distributed, seed=cfg.seed, runner_type=cfg.runner.type, **options
-    )
-    return len(loader)
+    if "max_epochs" in cfg.runner:
+        loader = build_dataloader(dataset, dist=distributed, seed=cfg.seed, runner_type=cfg.runner.type, **options)
+        return len(loader)
+    batches: float = len(dataset) / options["samples_per_gpu"] / len(cfg.gpu_ids)
+    return math.ceil(batches)
 
 
 class Enough(Exception):
