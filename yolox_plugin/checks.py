@@ -366,7 +366,7 @@ def check_entries(path: Path, kind: str, entries: Sequence[Any], rules: Sequence
     found = (_problem(kind, place, entry, rules) for place, entry in enumerate(entries))
     _refuse(path, [problem for problem in found if problem])
     ids = Counter(entry["id"] for entry in entries)
-    _refuse(path, [f"id {name!r} stands for {count} {kind}s" for name, count in ids.items() if count > 1])
+    _refuse(path, [f"{count} entries have the {kind} id {name!r}" for name, count in ids.items() if count > 1])
 
 
 def check_annotations(leaf: Any, path: Path, training: bool) -> dict[str, list[dict[str, Any]]]:

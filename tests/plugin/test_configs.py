@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmcv import Config
-from tiny import STANDARD, write_config
+from tiny import STANDARD, sentence, write_config
 
 from yolox_plugin import checks, results
 from yolox_plugin import test as testing
@@ -46,14 +46,6 @@ def train(data, tiny, tmp_path, capfd):
 
 def result(tmp_path):
     return json.loads((tmp_path / "run/result.json").read_text())
-
-
-def sentence(status, error):
-    """The one error of a command that has written nothing."""
-    assert status == 2
-    [line] = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert "Traceback" not in error
-    return line
 
 
 def around(cfg, *path, **wrapper):

@@ -67,3 +67,11 @@ def write_config(path: Path, root: Path, epochs: int, more: str = "") -> Path:
     text = CONFIG.format(standard=STANDARD, root=root, classes=len(CLASSES), names=list(CLASSES), epochs=epochs)
     path.write_text(text + more)
     return path
+
+
+def sentence(status, error):
+    """The one error of a command that has written nothing."""
+    assert status == 2
+    [line] = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in error
+    return line
