@@ -1,0 +1,467 @@
+"""What the commands refuse or warn of: each a sentence, status 2 if it cannot be, and nothing written then."""
+
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import sentence, write_config
+
+import yolox_plugin.dataset
+from yolox_plugin import checks, demo_data, results
+from yolox_plugin import demo as demonstration
+from yolox_plugin import test as testing
+from yolox_plugin import train as training
+from yolox_plugin.demo_data import make_dataset
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("inputs") / "data"
+    make_dataset(root, train=16, val=5)
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(data):
+    return write_config(data.parent / "tiny.py", data, epochs=20)
+
+
+@pytest.fixture
+def copy(data, tmp_path):
+    """A copy of the data set, which may be changed."""
+    return Path(shutil.copytree(data, tmp_path / "copy"))
+
+
+def changed(root, change, split="train"):
+    path = root / f"annotations/instances_{split}2017.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(change(content) or content))
+
+
+@pytest.fixture
+def train(config, tmp_path, capfd):
+    """Runs a training in this process: the exit status, and what was written to stderr."""
+
+    def run(root, *options):
+        common = [f"--data-path={root}", f"--config={config}", "--device=cpu", f"--work-dir={tmp_path / 'run'}"]
+        status = training.main([*common, *options])
+        return status, capfd.readouterr().err
+
+    return run
+
+
+def warnings(error):
+    return [line for line in error.splitlines() if line.startswith("warning: ")]
+
+
+def first_name(content):
+    return content["images"][3]["file_name"]
+
+
+FILES = {
+    "no annotations": (
+        lambda root, path, name: path.unlink(), "has no annotations/instances_train2017.json"),
+    "no JSON": (
+        lambda root, path, name: path.write_text("<html>"), "instances_train2017.json is no JSON file"),
+    "Latin-1": (
+        lambda root, path, name: path.write_bytes(b'{"\xe9": 1}'), "instances_train2017.json is no JSON file"),
+    "a list": (
+        lambda root, path, name: path.write_text("[]"),
+        "must be an object with the lists images, annotations, categories"),
+    "no folder": (
+        lambda root, path, name: shutil.rmtree(root / "val2017"), "val2017 is not a folder"),
+    "no image": (
+        lambda root, path, name: name.unlink() or name.write_text("<html>404</html>"),
+        "which instances_train2017.json lists, is no readable image"),
+    "an empty file": (
+        lambda root, path, name: name.unlink() or name.write_bytes(b""),
+        "which instances_train2017.json lists, is no readable image"),
+    "a missing image": (
+        lambda root, path, name: name.unlink(), "which instances_train2017.json lists, does not exist"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_files_that_are_not_there(train, copy, tmp_path, kind):
+    change, words = FILES[kind]
+    path = copy / "annotations/instances_train2017.json"
+    change(copy, path, copy / "train2017" / first_name(json.loads(path.read_text())))
+    assert words in sentence(*train(copy))
+    assert not (tmp_path / "run").exists()
+
+
+def without(part, place, field):
+    def change(content):
+        del content[part][place][field]
+
+    return change
+
+
+def having(part, place, **fields):
+    def change(content):
+        content[part][place].update(fields)
+
+    return change
+
+
+def emptied(part):
+    def change(content):
+        content[part] = []
+
+    return change
+
+
+def twice(part, **fields):
+    def change(content):
+        content[part].append(content[part][1] | fields)
+
+    return change
+
+
+def renamed(content):
+    for category in content["categories"]:
+        category["name"] += "s"
+
+
+def crowded(content):
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+
+
+def small(content):
+    for image in content["images"]:
+        image["width"] = 31
+
+
+def several(content):
+    for annotation in content["annotations"][2:5]:
+        del annotation["bbox"]
+
+
+CONTENTS = [
+    ("train", emptied("images"), "lists no images"),
+    ("train", emptied("annotations"), "has no annotation of the config's classes to train on"),
+    ("train", crowded, "has no annotation of the config's classes to train on"),
+    ("train", small, "MMDetection leaves out all images, as of less than 32 pixels"),
+    ("train", renamed, "has none of the config's 5 classes (disc, ...) but discs, rings, squares, stars, triangles"),
+    ("train", without("images", 3, "id"), "id of image number 3 is missing"),
+    ("train", without("images", 3, "file_name"), "file_name of image 4 is missing"),
+    ("train", without("images", 3, "width"), "width of image 4 is missing"),
+    ("train", without("images", 3, "height"), "height of image 4 is missing"),
+    ("train", having("images", 3, height=0), "height of image 4 must be a number of pixels, got 0"),
+    ("train", having("images", 3, file_name=7), "file_name of image 4 must be the name of a file, got 7"),
+    ("train", having("images", 3, id=[1]), "id of image number 3 must be a number or a string, got [1]"),
+    ("train", lambda content: content["images"].append("x.jpg"), "image number 16 must be an object, got 'x.jpg'"),
+    ("train", twice("images"), "2 entries have the image id 2"),
+    ("train", twice("annotations"), "2 entries have the annotation id 2"),
+    ("train", twice("categories"), "2 entries have the category id 2"),
+    ("train", twice("categories", id=9), "2 categories are named square"),
+    ("train", without("categories", 0, "name"), "name of category 1 is missing"),
+    ("train", without("annotations", 2, "id"), "id of annotation number 2 is missing"),
+    ("train", without("annotations", 2, "image_id"), "image_id of annotation 3 is missing"),
+    ("train", without("annotations", 2, "category_id"), "category_id of annotation 3 is missing"),
+    ("train", without("annotations", 2, "bbox"), "bbox of annotation 3 is missing"),
+    ("train", several, "bbox of annotation 3 is missing, and 2 more like it"),
+    ("train", without("annotations", 2, "area"), "area of annotation 3 is missing"),
+    ("train", having("annotations", 2, bbox=[1, 2, 3]), "bbox of annotation 3 must be 4 finite numbers"),
+    ("train", having("annotations", 2, bbox=[1, 2, 3, math.nan]), "bbox of annotation 3 must be 4 finite numbers"),
+    ("train", having("annotations", 2, bbox=[1, 2, 3, math.inf]), "bbox of annotation 3 must be 4 finite numbers"),
+    ("train", having("annotations", 2, bbox="1 2 3 4"), "bbox of annotation 3 must be 4 finite numbers"),
+    ("train", having("annotations", 2, bbox=None), "bbox of annotation 3 must be 4 finite numbers"),
+    ("val", without("images", 3, "file_name"), "file_name of image 4 is missing"),
+    ("val", without("annotations", 2, "iscrowd"), "iscrowd of annotation 3 is missing"),
+    ("val", twice("annotations"), "2 entries have the annotation id 2"),
+    ("val", lambda content: content["categories"].reverse(), "is label 0 in"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("split", "change", "words"), CONTENTS, ids=[words[:40] for *_, words in CONTENTS])
+def test_contents_that_cannot_be(train, copy, tmp_path, split, change, words):
+    changed(copy, change, split)
+    line = sentence(*train(copy))
+    assert words in line
+    assert f"instances_{split}2017.json" in line
+    assert not (tmp_path / "run").exists()
+
+
+def unknown(content):
+    content["annotations"][0]["image_id"] = 1000
+    del content["annotations"][0]["bbox"]  # which nobody reads
+    for annotation in content["annotations"][1:3]:
+        annotation["category_id"] = 1000
+
+
+def lacking(content):
+    content["categories"] = [category for category in content["categories"] if category["name"] != "ring"]
+
+
+@pytest.mark.slow
+def test_what_is_odd_is_told_and_trained(train, copy, tmp_path):
+    for split in ("train", "val"):
+        changed(copy, unknown, split)
+        changed(copy, lacking, split)
+    status, error = train(copy, "--epochs=1")
+    assert status == 0, error[-2000:]
+    told = warnings(error)
+    for split in ("train", "val"):
+        mine = [line for line in told if f"instances_{split}2017.json" in line]
+        assert any("the image_id of 1 of" in line for line in mine)
+        assert any("annotations is unknown" in line and "the category_id of " in line for line in mine)
+        assert any("lacks 1 of the config's 5 classes: ring" in line for line in mine)
+    assert (tmp_path / "run/result.json").exists()
+
+
+@pytest.mark.slow
+def test_a_byte_order_mark_is_accepted(train, data, copy, tmp_path):
+    for path in (copy / "annotations").iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    losses = {}
+    for name, root in (("plain", data), ("marked", copy)):
+        status, error = train(root, "--epochs=1")
+        assert status == 0, error[-2000:]
+        losses[name] = [line["loss"] for line in results.read_log(tmp_path / "run") if line["mode"] == "train"]
+        (tmp_path / "run").rename(tmp_path / name)
+    assert losses["plain"] == losses["marked"]
+
+
+def test_a_byte_order_mark_for_another_class(train, copy, monkeypatch):
+    """Which reads with pycocotools alone."""
+    path = copy / "annotations/instances_train2017.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    monkeypatch.setattr(checks, "CocoDataset", type("Mine", (yolox_plugin.dataset.CocoDataset,), {}))
+    assert "begins with a byte order mark, which CocoDataset does not read" in sentence(*train(copy))
+
+
+@pytest.mark.slow
+def test_nothing_to_evaluate_with(train, config, copy, tmp_path, capfd):
+    changed(copy, emptied("annotations"), "val")
+    status, error = train(copy, "--epochs=1", "--cfg-options", "model.test_cfg.score_thr=0.0")
+    assert status == 0, error[-2000:]
+    [line] = warnings(error)
+    assert "instances_val2017.json has no annotation of the config's classes: mAP will be null" in line
+    options = [f"--data-path={copy}", f"--config={config}", "--device=cpu", f"--work-dir={tmp_path / 'test'}"]
+    checkpoint = f"--pth-path={tmp_path / 'run/latest.pth'}"
+    assert testing.main([*options, checkpoint, "--cfg-options", "model.test_cfg.score_thr=0.0"]) == 0
+    assert testing.main([*options, checkpoint, "--cfg-options", "model.test_cfg.score_thr=1.0"]) == 0
+    for folder in ("run", "test"):
+        found = json.loads((tmp_path / folder / "result.json").read_text())
+        assert [found[name] for name in results.FIGURES] == [None] * 6
+    assert "Final Test Accuracy : not measured" in capfd.readouterr().out
+
+
+def test_nothing_detected_is_0():
+    assert results.accuracy({}) == dict.fromkeys(results.FIGURES, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data-path=/nowhere"], "--data-path /nowhere is not a folder"),
+        (["--config=yolox_huge"], "--config must be a file or one of yolox_demo, yolox_l_8x8_300e_coco"),
+        (["--config=absent.py"], "got absent.py"),
+        (["--config=BROKEN"], "There are syntax errors in config file"),
+        (["--config=BASELESS"], "absent_base.py"),
+        (["--device=npu"], "--devices=1 --device=npu: this machine has 0 npu devices"),
+        (["--device=cuda", "--devices=8"], "--devices=8 --device=cuda: this machine has 0 cuda devices"),
+        (["--devices=4096"], "--devices=4096 --device=cpu: this machine has"),
+        (["--amp=float16"], "--amp=float16 needs an accelerator"),
+        (["--cfg-options", "model.autocast=half"], "model.autocast='half' must be 'float32', 'bfloat16' or 'float16'"),
+        (["--cfg-options", "model.bbox_head.num_classes=7"], "5 classes but model.bbox_head.num_classes=7"),
+        (["--cfg-options", "data.train.dataset.classes=disc"], "classes='disc' of data.train is a string"),
+        (["--cfg-options", "data.train.dataset.classes=disc,disc"], "classes of data.train must differ"),
+        (["--cfg-options", "data.val.ann_file=/nowhere.json"], "/nowhere.json, the ann_file of data.val,"),
+        (["--cfg-options", "load_from=/nowhere.pth"], "load_from='/nowhere.pth' does not exist"),
+        (["--cfg-options", "resume_from=FILE"], "resume_from: "),
+        (["--work-dir=FILE"], "is not a folder"),
+        (["--work-dir=FILE/below"], "is not a folder"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be(train, data, tmp_path, options, words):
+    if any("cuda" in option for option in options) and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "broken.py").write_text("model = dict(")
+    (tmp_path / "baseless.py").write_text("_base_ = 'absent_base.py'")
+    places = {"FILE": "file", "BROKEN": "broken.py", "BASELESS": "baseless.py"}
+    for word, name in places.items():
+        options = [option.replace(word, str(tmp_path / name)) for option in options]
+    assert words in sentence(*train(data, *options))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [["--devices=0"], ["--epochs=x"], ["--device=tpu"], ["--seed=-1"], ["--seed=4294967296"], []]
+)
+def test_options_that_argparse_refuses(options, capsys):
+    with pytest.raises(SystemExit) as error:
+        training.main(options)
+    assert error.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_the_home_folder(data, config, monkeypatch, capfd):
+    """No shell puts it in after `--data-path=`."""
+    monkeypatch.setenv("HOME", str(data.parent))
+    options = training.parser().parse_args(["--data-path=~/data", "--config=~/tiny.py", "--work-dir=~/run"])
+    assert options.data_path == data
+    assert options.work_dir == data.parent / "run"
+    assert training.configure(options).data.train.dataset.img_prefix == f"{data}/train2017/"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "does not exist"),
+        (b"", "is no checkpoint"),
+        (b"<html>404</html>", "is no checkpoint"),
+        ({}, "is no checkpoint"),
+        ({"state_dict": {}, "meta": {"of": Path("/")}}, "is whole, but torch does not load it without your word"),
+        ({"state_dict": {}}, "first backbone.stem.conv.conv.weight: expected [8, 12, 3, 3], got nothing"),
+        ({"state_dict": {"backbone.stem.conv.conv.weight": torch.zeros(3)}}, "got [3]"),
+    ],
+)  # fmt: skip
+def test_checkpoints_of_something_else(data, config, tmp_path, capfd, content, words):
+    path = tmp_path / "some.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    common = [f"--data-path={data}", f"--config={config}", "--device=cpu", f"--work-dir={tmp_path / 'w'}"]
+    assert words in sentence(testing.main([*common, f"--pth-path={path}"]), capfd.readouterr().err)
+    assert not (tmp_path / "w").exists()
+
+
+def inputs(root):
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(config, data):
+    path = data.parent / "untrained.pth"
+    args = testing.parser().parse_args([f"--data-path={data}", f"--config={config}", f"--pth-path={path}"])
+    model = checks.build_detector(testing.launch.load_config(args).model)
+    model.init_weights()
+    torch.save({"state_dict": model.state_dict(), "meta": {"CLASSES": demo_data.CLASSES[:1]}}, path)
+    return path
+
+
+@pytest.fixture
+def draw(config, checkpoint, tmp_path, capfd):
+    """Tests with pictures in this process: the exit status, and what was written to stderr."""
+
+    def run(root, save_dir, *options):
+        common = [f"--data-path={root}", f"--config={config}", "--device=cpu", f"--work-dir={tmp_path / 'test'}"]
+        status = testing.main([*common, f"--pth-path={checkpoint}", f"--save-dir={save_dir}", *options])
+        return status, capfd.readouterr().err
+
+    return run
+
+
+def absolute(root):
+    return lambda content: content["images"][1].update(file_name=str(root / "val2017/000002.jpg"))
+
+
+def upwards(root):
+    return lambda content: content["images"][1].update(file_name="../train2017/000002.jpg")
+
+
+def doubled(root):
+    return lambda content: content["images"][1].update(file_name="../val2017/000003.jpg")
+
+
+def same(root):
+    return lambda content: content["images"][1].update(file_name="000003.jpg")
+
+
+def nothing(root):
+    return lambda content: None
+
+
+@pytest.mark.parametrize(
+    ("change", "save_dir", "words"),
+    [
+        (absolute, "pictures", "would be outside of it"),
+        (upwards, "pictures", "would be outside of it"),
+        (upwards, "copy/pictures", "would be outside of it"),
+        (doubled, "pictures/val2017", "would be the same picture"),
+        (same, "pictures", "000003.jpg and 000003.jpg would be the same picture"),
+        (nothing, "copy/val2017", "has 000001.jpg already, which would be overwritten"),
+        (nothing, "link", "has 000001.jpg already, which would be overwritten"),
+        (nothing, "hard", "has 000004.jpg already, which would be overwritten"),
+        (nothing, "soft", "would be outside of it"),
+        (nothing, "copy/annotations/instances_val2017.json", "is not a folder"),
+    ],
+)
+def test_pictures_that_would_cost_a_file(draw, copy, tmp_path, change, save_dir, words):
+    changed(copy, change(copy), "val")
+    (tmp_path / "link").symlink_to(copy / "val2017")
+    for name in ("hard", "soft"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "hard/000004.jpg").hardlink_to(copy / "val2017/000004.jpg")
+    (tmp_path / "soft/000004.jpg").symlink_to(copy / "val2017/000004.jpg")
+    before = inputs(tmp_path)
+    assert words in sentence(*draw(copy, tmp_path / save_dir))
+    assert inputs(tmp_path) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("save_dir", ["pictures", "copy/val2017/drawn", "copy"])
+def test_pictures_beside_their_images(draw, copy, tmp_path, save_dir):
+    def below(content):
+        content["images"][0]["file_name"] = "a/b/1.jpg"
+
+    (copy / "val2017/a/b").mkdir(parents=True)
+    (copy / "val2017/000001.jpg").rename(copy / "val2017/a/b/1.jpg")
+    changed(copy, below, "val")
+    before = inputs(tmp_path)
+    status, error = draw(copy, tmp_path / save_dir)
+    assert status == 0, error[-2000:]
+    assert [line for line in warnings(error) if "was trained on disc, the config's classes are disc, square" in line]
+    assert {name: content for name, content in inputs(tmp_path).items() if name in before} == before
+    assert (tmp_path / save_dir / "a/b/1.jpg").stat().st_size > 1000
+    assert len(list((tmp_path / save_dir).glob("*.jpg"))) == 4
+
+
+def run_demo(monkeypatch, work_dir, data):
+    monkeypatch.setattr(sys, "argv", ["demo", f"--work-dir={work_dir}", f"--data-path={data}", "--epochs=1"])
+    return demonstration.main()
+
+
+@pytest.mark.parametrize("names", [["thesis.tex"], ["20261125_010203.log.json", "epoch_300.pth"], ["config.py"]])
+def test_the_demo_does_not_empty_a_folder_of_something_else(monkeypatch, data, tmp_path, capsys, names):
+    (tmp_path / "run").mkdir()
+    for name in names:
+        (tmp_path / "run" / name).write_text("years of work")
+    before = inputs(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        run_demo(monkeypatch, tmp_path / "run", data)
+    assert error.value.code == 2
+    assert "holds something else than a training run of this demo" in capsys.readouterr().err
+    assert inputs(tmp_path) == before
+
+
+def test_the_demo_removes_only_what_it_made(monkeypatch, data, tmp_path, capsys):
+    """Not what somebody has put there, or trained further, since."""
+    runs = []
+
+    def train(args):
+        runs.append(sorted(path.name for path in (tmp_path / "run").iterdir()))
+        (tmp_path / "run/epoch_1.pth").write_text(f"run {len(runs)}")
+        (tmp_path / "run/latest.pth").symlink_to("epoch_1.pth")
+        return 0
+
+    monkeypatch.setattr(demonstration, "run", train)
+    for _ in range(2):
+        assert run_demo(monkeypatch, tmp_path / "run", data) == 0
+    assert runs == [[], []]
+    for name, text in (("thesis.tex", "years of work"), ("epoch_1.pth", "trained further")):
+        (tmp_path / "run" / name).write_text(text)
+        with pytest.raises(SystemExit):
+            run_demo(monkeypatch, tmp_path / "run", data)
+        assert name in capsys.readouterr().err
+        assert (tmp_path / "run" / name).read_text() == text
+        (tmp_path / "run/thesis.tex").unlink(missing_ok=True)
