@@ -229,7 +229,7 @@ CASES = [
         lambda: assign_case("trained-like", 5, 12, 20, 30, 40, 55, 75, 100),
     ),
     *(
-        Case("simota_assign", name, partial(assign_case, kind, 1, 7, 20, 40, parameters=parameters), True, timed=False)
+        Case("simota_assign", name, partial(assign_case, kind, 1, 7, 20, parameters=parameters), True, timed=False)
         for kind in ("trained-like", "untrained")
         for name, parameters in VARIATIONS.items()
     ),

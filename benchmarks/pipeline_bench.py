@@ -198,7 +198,7 @@ def difference(ours: Any, theirs: Any) -> str | None:
     return None
 
 
-def images_per_second(dataset: Any, workers: int, batches: int = 12) -> float:
+def images_per_second(dataset: Any, workers: int, batches: int = 8) -> float:
     """Of a loader that nobody waits for."""
     loader = build_dataloader(dataset, 8, workers, dist=False, shuffle=True, seed=0, persistent_workers=True)
     done, start, count = 0, 0.0, 0

@@ -35,7 +35,7 @@ def bench(*options, preparation=""):
 
 
 def train_bench(*options, preparation=""):
-    nano = ("--config", "yolox_nano_8x8_300e_coco", "--batch", 1, "--rounds", 2, "--gts", 40)
+    nano = ("--config", "yolox_nano_8x8_300e_coco", "--batch", 1, "--rounds", 1, "--gts", 10, "--threads", 1)
     return run("train_bench", *nano, *options, preparation=preparation)
 
 
@@ -215,7 +215,7 @@ def test_steps_with_json_chart_and_profile(tmp_path):
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
     data = json.loads((tmp_path / "t.json").read_text())
     [found] = data["results"]
-    assert found["gts"] == 40
+    assert found["gts"] == 10
     assert {"cpu", "cores", "instructions", "torch", "date"} <= data["machine"].keys()
     for name in ("mmdet", "mmdet bfloat16", "plugin", "plugin bfloat16"):
         side = found["sides"][name]
