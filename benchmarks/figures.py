@@ -1,12 +1,8 @@
 """Redraws the figures of docs/ from the runs committed in docs/figures: python benchmarks/figures.py
 
-Charts are drawn anew; tables are written between the markers of their name. Exit status: 0 all are done, 1 a run is
-missing. What gives each of them, on a machine that does nothing else:
-
-    python benchmarks/ops_bench.py --json docs/figures/ops.json
-    python benchmarks/train_bench.py --profile --json docs/figures/train.json
-    python benchmarks/pipeline_bench.py --json docs/figures/pipeline.json
-    make bench-npu      (which writes docs/figures/npu.json)
+Charts are drawn anew, tables are written between the markers of their run. `make measure`, on a machine that does
+nothing else, first makes the runs: each is what a benchmark writes with `--json`. Exit status: 0 all figures are drawn, 1
+a run is missing.
 """
 
 from __future__ import annotations
@@ -162,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in runs:
             draw(DOCS / chart, runs[name])
     for path in missing:
-        print(f"{path} is missing; see `python benchmarks/figures.py --help`")
+        print(f"{path} is missing: `make measure`")
     return int(bool(missing))
 
 
