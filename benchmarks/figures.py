@@ -1,8 +1,8 @@
 """Redraws the figures of docs/ from the runs committed in docs/figures: python benchmarks/figures.py
 
 Charts are drawn anew, tables are written between the markers of their run. `make measure`, on a machine that does
-nothing else, first makes the runs: each is what a benchmark writes with `--json`. Exit status: 0 all figures are drawn, 1
-a run is missing.
+nothing else, first makes the runs: each is what a benchmark writes with `--json`.
+Exit status: 0 all figures are drawn, 1 a run is missing.
 """
 
 from __future__ import annotations
