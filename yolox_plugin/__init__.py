@@ -68,13 +68,15 @@ def _replace_parts() -> None:
     for registry, replacement in wanted:
         name, stock = replacement.__name__, replacement.__bases__[0]
         found = registry.module_dict.get(name)
-        if found in (stock, replacement):
+        # Who has put a class of their own into MMDetection's module has made that the base of the plugin's.
+        is_stock = stock.__module__.split(".")[0] in ("mmcv", "mmdet", "torch")
+        if is_stock and found in (stock, replacement):
             registry.register_module(module=replacement, force=True)
             replaced.append(name)
         else:
             left.append(f"{name} (registered is {found and f'{found.__module__}.{found.__qualname__}'})")
         # build_dataset looks this one up in its module.
-        if replacement is MultiImageMixDataset and dataset_wrappers.MultiImageMixDataset is stock:
+        if is_stock and replacement is MultiImageMixDataset and dataset_wrappers.MultiImageMixDataset is stock:
             dataset_wrappers.MultiImageMixDataset = replacement
     # Not MMDetection's own logger: whoever touches that first decides its log file, and that must be the training
     # script. One rank speaks for all.

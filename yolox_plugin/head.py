@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from mmcv import ConfigDict
 from mmcv.runner import force_fp32
 from mmdet.core import MlvlPointGenerator, reduce_mean
@@ -80,7 +81,7 @@ class YOLOXHead(StockYOLOXHead):
             losses = super().loss(
                 cls_scores, bbox_preds, objectnesses, gt_bboxes, gt_labels, img_metas, gt_bboxes_ignore
             )
-        if all(loss.requires_grad for loss in losses.values()):
+        if not dist.is_available() or not dist.is_initialized() or all(loss.requires_grad for loss in losses.values()):
             return losses
         # The loss of no boxes is a constant 0 in MMDetection. Every parameter needs a gradient on every rank, or
         # DistributedDataParallel waits for it; an empty slice is 0 and its gradient is 0 even at infinite predictions.

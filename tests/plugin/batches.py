@@ -45,11 +45,17 @@ def build(cfg, *, stock):
         return build_detector(cfg)
 
 
-def nano(*, stock=False, **changes):
+def nano(*, stock=False, calm=False, **changes):
+    """A small detector. Batch norm over a few pixels of a few images makes of the last bit, in a step or two, another
+    assignment: `calm` norm layers keep to their statistics, for whoever compares several steps."""
     cfg = Config.fromfile(str(CONFIGS / "yolox_nano_8x8_300e_coco.py")).model
     torch.manual_seed(0)
     model = build({**cfg, "input_size": (128, 128), "random_size_range": (3, 6), **changes}, stock=stock)
     model.init_weights()
+    if calm:
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval().train = lambda mode=True, module=module: module
     return model.train()
 
 

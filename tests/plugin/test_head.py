@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from batches import CONFIGS, batch, build
 from mmcv import Config, ConfigDict
 from mmdet.core.bbox.assigners.sim_ota_assigner import SimOTAAssigner as StockAssigner
@@ -277,10 +278,18 @@ def test_what_is_kept_for_later_is_bounded(heads):
     assert max(_priors.cache_info().currsize, constant.cache_info().currsize) <= 32
 
 
+@pytest.fixture
+def one_of_several():
+    """A process group, of one process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
 @pytest.mark.parametrize("own_assigner", [False, True])
 @pytest.mark.parametrize("value", [0.0, 100.0, torch.inf, torch.nan])
-def test_without_a_positive_every_prediction_is_still_in_the_graph(heads, own_assigner, value):
-    """Also where sizes overflow, or are nothing at all."""
+def test_without_a_positive_every_prediction_is_still_in_the_graph(heads, one_of_several, own_assigner, value):
+    """Or DistributedDataParallel waits for its gradient. That is 0 even where sizes overflow, or are nothing at all."""
     head = heads[1]
     head.use_l1 = True
     if own_assigner:
@@ -296,6 +305,17 @@ def test_without_a_positive_every_prediction_is_still_in_the_graph(heads, own_as
     for level in levels[1]:
         assert torch.equal(level.grad, torch.zeros_like(level))
     assert all(level.grad.any() for level in levels[2])
+
+
+def test_alone_a_batch_without_a_positive_moves_what_it_moves_in_stock(heads):
+    """No gradient, not one of 0, which momentum and weight decay would take for a step."""
+    _, boxes, labels = batch(3, (0, 0), 320)
+    gradients = []
+    for head in heads:
+        levels = predictions(4, boxes, labels, 320)
+        sum(head.loss(*levels, boxes, labels, [{}] * 2).values()).backward()
+        gradients.append([level.grad for level in levels[1]])
+    assert gradients == [[None] * 3] * 2
 
 
 def test_errors_are_not_taken_for_lack_of_memory(heads):

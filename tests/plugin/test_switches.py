@@ -1,10 +1,13 @@
 """What importing the plugin replaces, and how to keep it from doing so."""
 
+import inspect
 import os
 import subprocess
 import sys
 
 import pytest
+
+import yolox_plugin
 
 PROGRAM = """
 import yolox_plugin
@@ -33,9 +36,9 @@ TRAINING_NAMES = (
 )
 
 
-def run(**env):
+def run(program=PROGRAM, **env):
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=os.environ | env, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program], env=os.environ | env, capture_output=True, text=True, check=False
     )
 
 
@@ -80,3 +83,116 @@ def test_a_typing_error_is_refused():
     result = run(YOLOX_PLUGIN="of")
     assert result.returncode != 0
     assert "YOLOX_PLUGIN must be on or off, got 'of'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "left"),
+    [
+        (f"{name} = {registry}.register_module(force=True)(type('{name}', (), {{}}))", name)
+        for registry, name in zip(
+            ("DATASETS", "RUNNERS", "PIPELINES", "OPTIMIZERS"), ("CocoDataset", "EpochBasedRunner", "Mosaic", "SGD"),
+            strict=True,
+        )
+    ] + [
+        ("MultiImageMixDataset = dataset_wrappers.MultiImageMixDataset = type('MultiImageMixDataset', (), {})\n"
+         "DATASETS.register_module(module=MultiImageMixDataset, force=True)", "MultiImageMixDataset"),
+    ],
+    ids=lambda value: value if value.isidentifier() else "",
+)  # fmt: skip
+def test_a_class_of_the_users_own_is_left(before, left):
+    """Registered before the plugin comes; what it is named, too."""
+    program = f"""
+import logging
+from mmcv.runner import OPTIMIZERS, RUNNERS
+from mmdet.datasets import DATASETS, PIPELINES, dataset_wrappers
+{before}
+import yolox_plugin
+found = [r.get("{left}") for r in (OPTIMIZERS, RUNNERS, DATASETS, PIPELINES) if r.get("{left}")]
+assert found == [{left}], found
+if "{left}" == "MultiImageMixDataset":
+    assert dataset_wrappers.MultiImageMixDataset is {left}
+"""
+    result = run(program)
+    assert result.returncode == 0, result.stderr
+    [line] = [line for line in result.stderr.splitlines() if "replaced in MMDetection" in line]
+    assert f"left: {left} (registered is __main__.{left})" in line
+    assert f" {left}," not in line.split("left:")[0]
+
+
+def test_a_second_import_changes_nothing():
+    result = run(PROGRAM.replace("import yolox_plugin", "import yolox_plugin\nyolox_plugin._replace_parts()", 1))
+    assert result.stdout.strip() == f"assigner head {TRAINING} {PIPELINE}", result.stderr
+    assert "left" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("mmcv", "mmdet", "message"),
+    [
+        ("2.1.0", "3.3.0", "found mmcv 2.1.0 and mmdet 3.3.0"),
+        ("2.1.0", "2.28.2", "found mmcv 2.1.0 and mmdet 2.28.2"),
+        ("1.7.2", "2.27.0", "found mmcv 1.7.2 and mmdet 2.27.0"),
+        ("1.7.2", None, "found mmcv 1.7.2 and mmdet not there"),
+        (None, None, "found mmcv not there and mmdet not there"),
+    ],
+    ids=str,
+)
+def test_versions_that_it_is_not_made_for(tmp_path, mmcv, mmdet, message):
+    """One sentence, before anything is imported of them."""
+    for name, version in (("mmcv", mmcv), ("mmdet", mmdet)):
+        if version:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "__init__.py").write_text("from .version import __version__\n")
+            (tmp_path / name / "version.py").write_text(f"# Copyright\n__version__ = '{version}'\n")
+    program = f"""
+import importlib.machinery, sys
+class Finder:  # these and no others
+    def find_spec(name, path=None, target=None):
+        if name in ("mmcv", "mmdet"):
+            return importlib.machinery.PathFinder.find_spec(name, [{str(tmp_path)!r}])
+        if name.split(".")[0] in ("mmcv", "mmdet"):
+            raise AssertionError(f"imports {{name}}")
+sys.meta_path.insert(0, Finder)
+path_finder = [f for f in sys.meta_path if f is importlib.machinery.PathFinder]
+class Rest:
+    def find_spec(name, path=None, target=None):
+        return None if name in ("mmcv", "mmdet") else importlib.machinery.PathFinder.find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(path_finder[0])] = Rest
+try:
+    import yolox_plugin
+except ImportError as error:
+    print(type(error).__name__, error)
+assert not {{"mmcv", "mmdet", "mmcv._ext"}} & set(sys.modules)
+"""
+    result = run(program)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("ImportError yolox_plugin needs mmcv 1.x and MMDetection 2.28.x, "), result.stderr
+    assert message in result.stdout
+    assert "pip install mmcv-full==1.7.2 mmdet==2.28.2" in result.stdout
+    assert len(result.stdout.splitlines()) == 1
+
+
+REPLACEMENTS = [replacement for pairs in yolox_plugin.PARTS.values() for _, replacement in pairs]
+
+
+@pytest.mark.parametrize("ours", REPLACEMENTS, ids=lambda c: c.__name__)
+def test_whoever_calls_a_replaced_class_as_stock_is_understood(ours):
+    """Every parameter of the stock class by its place and by its name, with its default; every attribute of it."""
+    stock = ours.__bases__[0]
+    assert stock.__name__ == ours.__name__ and not stock.__module__.startswith("yolox_plugin")
+    for name, theirs in inspect.getmembers(stock):
+        mine = getattr(ours, name)
+        if mine is theirs or not inspect.isfunction(theirs) or (name.startswith("__") and name != "__init__"):
+            assert callable(mine) == callable(theirs) or name == "__doc__", name
+            continue
+        wanted, given = inspect.signature(theirs).parameters, inspect.signature(mine)
+        places = [p for p in wanted.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        names = [p.name for p in wanted.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        required = [p.name for p in places if p.default is p.empty]
+        given.bind(*places)
+        given.bind(**dict.fromkeys(names))
+        given.bind(**dict.fromkeys(required))
+        for place, parameter in enumerate(wanted.values()):
+            other = given.parameters.get(parameter.name)
+            if other is not None and other.kind not in (other.VAR_POSITIONAL, other.VAR_KEYWORD):
+                assert other.default == parameter.default, f"{name}({parameter.name})"
+                assert list(given.parameters).index(other.name) == place, f"{name}({parameter.name})"
