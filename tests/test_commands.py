@@ -22,7 +22,7 @@ ENV = {key: value for key, value in os.environ.items() if not key.startswith("PY
 
 
 def call(*command, cwd, env=ENV):
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=1800, check=False)
 
 
 def succeed(*command, cwd, env=ENV):
