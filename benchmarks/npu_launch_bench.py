@@ -44,10 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cases import make_gts, trained
     from machine import facts
     from mmcv import ConfigDict
+    from mmdet.core.bbox.assigners import AssignResult
     from mmdet.core.bbox.assigners.sim_ota_assigner import SimOTAAssigner as StockAssigner
     from mmdet.models.dense_heads import yolox_head as stock_module
     from mmdet.models.dense_heads.yolox_head import YOLOXHead as StockHead
-    from parity import Verdict, compare_boxes, compare_losses
+    from parity import Verdict, compare_assignments, compare_boxes, compare_losses
 
     import yolox_ops
     import yolox_plugin  # noqa: F401
@@ -64,6 +65,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return torch.cat([boxes[keep], scores[keep, None]], 1), keep
 
     stock_module.batched_nms = nms
+
+    class Referee:
+        """The operator in the place of MMDetection's assigner, with which it has to agree: where equal costs leave the
+        choice open, losses of one and the same choice are compared."""
+
+        def assign(self, scores: Any, priors: Any, boxes: Any, gts: Any, labels: Any) -> Any:
+            args = (scores[None], priors, boxes[None], gts[None], labels[None], torch.tensor([len(gts)], device="npu"))
+            index, iou = yolox_ops.simota_assign(*args)
+            theirs = stock_assigner.assign(scores, priors, boxes, gts, labels)
+            other = (theirs.gt_inds.cpu()[None] - 1, theirs.max_overlaps.cpu()[None].clamp(min=0))
+            compare_assignments(verdict, tuple(arg.cpu() for arg in args), (index.cpu(), iou.cpu()), other)
+            return AssignResult(len(gts), index[0] + 1, iou[0], labels[index[0].clamp(min=0)])
 
     def head(kind: type) -> Any:
         made = kind(
@@ -105,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return kinds, boxes, labels
 
     heads = {"mmdet": head(StockHead), "plugin": head(YOLOXHead)}
-    heads["mmdet"].assigner = StockAssigner(center_radius=2.5)
+    stock_assigner = StockAssigner(center_radius=2.5)
     print("simulated NPU (fake CANN runtime, real torch_npu): counts, not speed")
     print(f"{options.images} images of {options.size} x {options.size}, 80 classes\n")
     print(f"{'':28}{'':8}" + "".join(f"{name:>16}" for name in COLUMNS))
@@ -126,11 +139,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     metas = [{"scale_factor": [1.0] * 4}] * options.images
     for gts in options.gts:
         outputs, boxes, labels = batch(gts)
-        found = [
-            measure(f"head.loss, {gts} gts", name, partial(h.loss, *outputs, boxes, labels, metas))
-            for name, h in heads.items()
-        ]
-        compare_losses(verdict, f"{gts} gts", found[1], found[0])
+        heads["mmdet"].assigner = stock_assigner
+        for name, h in heads.items():
+            losses = measure(f"head.loss, {gts} gts", name, partial(h.loss, *outputs, boxes, labels, metas))
+        heads["mmdet"].assigner = Referee()
+        compare_losses(verdict, f"{gts} gts", losses, heads["mmdet"].loss(*outputs, boxes, labels, metas))
     detections = [
         measure("get_bboxes", name, partial(h.get_bboxes, *outputs, img_metas=metas, rescale=True))
         for name, h in heads.items()
@@ -149,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f" {row['launches']}, {row['host syncs']} {'met' if met else 'NOT MET'}"
                 )
     problems = len(verdict.problems)
-    print(f"parity: {f'{problems} DIFFER' if problems else 'losses and detections agree'}")
+    agree = f"assignments ({verdict.ties} ties), losses and detections agree"
+    print(f"parity: {f'{problems} DIFFER' if problems else agree}")
     if options.json:
         machine = facts() | {"images": options.images, "size": options.size, "torch_npu": torch_npu.__version__}
         options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
