@@ -5,6 +5,7 @@
 
 #include "capability.h"
 #include "checks.h"
+#include "ties.h"
 
 namespace yolox_ops::CPU_CAPABILITY {
 namespace {
@@ -119,6 +120,11 @@ inline T above(T value, T floor) {
   return value > floor ? T(1) : (value == floor ? T(0.5) : T(0));
 }
 
+template <typename T>
+inline T through_clamp(T grad, T value) {
+  return (kThroughClampAtZero ? value >= 0 : value > 0) ? grad : T(0);
+}
+
 template <typename T, Mode mode>
 inline void overlap_backward(Box<T> a, Box<T> b, T eps, T grad, Box<T>& ga, Box<T>& gb) {
   const T dx = lower(a.x2, b.x2) - upper(a.x1, b.x1), dy = lower(a.y2, b.y2) - upper(a.y1, b.y1);
@@ -135,7 +141,8 @@ inline void overlap_backward(Box<T> a, Box<T> b, T eps, T grad, Box<T>& ga, Box<
     const T ew = upper(ex, T(0)), eh = upper(ey, T(0)), enclosing = upper(ew * eh, eps);
     grad_divisor += grad / enclosing;
     const T grad_enclosing = -(grad / enclosing * (clamped / enclosing)) * above(ew * eh, eps);
-    const T grad_ex = ex >= 0 ? grad_enclosing * eh : T(0), grad_ey = ey >= 0 ? grad_enclosing * ew : T(0);
+    const T grad_ex = through_clamp(grad_enclosing * eh, ex),
+            grad_ey = through_clamp(grad_enclosing * ew, ey);
     split(grad_ex, a.x2, b.x2, T(1), ga.x2, gb.x2);
     split(-grad_ex, a.x1, b.x1, T(-1), ga.x1, gb.x1);
     split(grad_ey, a.y2, b.y2, T(1), ga.y2, gb.y2);
@@ -149,8 +156,7 @@ inline void overlap_backward(Box<T> a, Box<T> b, T eps, T grad, Box<T>& ga, Box<
   }
   ga.x2 += grad_divisor * h1, ga.x1 -= grad_divisor * h1;
   ga.y2 += grad_divisor * w1, ga.y1 -= grad_divisor * w1;
-  // clamp(min=0) lets the gradient through at 0.
-  const T grad_dx = dx >= 0 ? grad_inter * h : T(0), grad_dy = dy >= 0 ? grad_inter * w : T(0);
+  const T grad_dx = through_clamp(grad_inter * h, dx), grad_dy = through_clamp(grad_inter * w, dy);
   split(grad_dx, a.x2, b.x2, T(-1), ga.x2, gb.x2);
   split(-grad_dx, a.x1, b.x1, T(1), ga.x1, gb.x1);
   split(grad_dy, a.y2, b.y2, T(-1), ga.y2, gb.y2);

@@ -4,6 +4,7 @@
 #include "checks.h"
 #include "device.h"
 #include "overlap.h"
+#include "ties.h"
 
 namespace yolox_ops::device {
 namespace {
@@ -29,9 +30,8 @@ at::Tensor share_of_larger(const at::Tensor& a, const T& b) {
   return at::add((a > b).to(a.scalar_type()), (a == b).to(a.scalar_type()), 0.5);
 }
 
-// clamp(min=0) lets the gradient through at 0.
 at::Tensor through_clamp(const at::Tensor& grad, const at::Tensor& value) {
-  return grad.masked_fill((value >= 0).logical_not(), 0);
+  return grad.masked_fill((kThroughClampAtZero ? value >= 0 : value > 0).logical_not(), 0);
 }
 
 }  // namespace
