@@ -269,7 +269,7 @@ def train(args: argparse.Namespace, cfg: Config, start: float, resume: bool) -> 
         epochs, iterations = (1, None) if "max_epochs" in cfg.runner else (None, per_epoch)
     schedule(cfg, epochs, per_epoch)
     length = cfg.runner.max_iters if "max_iters" in cfg.runner else cfg.runner.max_epochs * per_epoch
-    if "max_epochs" in cfg.runner:
+    if "max_epochs" in cfg.runner and not epochs:  # or they have been made to fit
         check_lengths(cfg, per_epoch)
     log_often(cfg, min(min(length, iterations or length) // 20, per_epoch))
     model = build_detector(cfg.model)
