@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--data-path", type=launch.path, default=Path("data/demo"), help="made if it is not there")
     parser.add_argument("--work-dir", type=launch.path, default=Path("work_dirs/demo"),
                         help="emptied first of what an earlier demo has left there")  # fmt: skip
-    parser.add_argument("--seed", type=launch.seed, default=0)
+    parser.add_argument("--seed", type=launch.whole, default=0)
     parser.add_argument("--epochs", type=launch.positive, help="default: 34")
     args = parser.parse_args(launch.options_of(sys.argv[1:]))
     if args.work_dir.exists():

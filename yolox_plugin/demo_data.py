@@ -116,6 +116,10 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=60, help="validation images (default 60)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if min(args.train, args.val, args.seed) < 0:
+        parser.error("--train, --val and --seed must be 0 or more")
+    if args.root.exists():
+        parser.error(f"{args.root} is there already; remove it or name another folder")
     make_dataset(args.root, args.train, args.val, args.seed)
 
 

@@ -61,10 +61,10 @@ def path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def seed(text: str) -> int:
-    """A whole number that random generators take, for argparse."""
+def whole(text: str) -> int:
+    """A whole number of 0 or more, for argparse; not so large that random generators refuse it as a seed."""
     value = int(text)
-    if not 0 <= value < 2**31:  # each worker of each process adds its number to it
+    if not 0 <= value < 2**31:  # numpy takes less than 2**32, and each worker of each process adds its number
         raise argparse.ArgumentTypeError(f"must be from 0 to 2**31 - 1, got {value}")
     return value
 

@@ -52,9 +52,9 @@ def parser() -> argparse.ArgumentParser:
         help="no validation; one epoch, unless --epochs or --iterations says otherwise")  # fmt: skip
     add("--amp", choices=("float32", "bfloat16", "float16"),
         help="precision of the convolutions (default: MMDetection's, float32, but float16 on an NPU)")  # fmt: skip
-    add("--seed", type=launch.seed, default=0, help="default: %(default)s")
+    add("--seed", type=launch.whole, default=0, help="default: %(default)s")
     add("--resume", action="store_true", help="go on from the newest checkpoint in --work-dir, if there is one")
-    add("--max-restarts", type=int, default=0, metavar="N",
+    add("--max-restarts", type=launch.whole, default=0, metavar="N",
         help="when a process ends with an error, start again from the newest checkpoint, N times at most")  # fmt: skip
     return options
 

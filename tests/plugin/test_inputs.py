@@ -294,13 +294,31 @@ def test_options_that_cannot_be(train, data, tmp_path, options, words):
 
 
 @pytest.mark.parametrize(
-    "options", [["--devices=0"], ["--epochs=x"], ["--device=tpu"], ["--seed=-1"], ["--seed=4294967296"], []]
+    "options",
+    [
+        ["--devices=0"],
+        ["--epochs=x"],
+        ["--device=tpu"],
+        ["--seed=-1"],
+        ["--seed=4294967296"],
+        ["--max-restarts=-1"],
+        [],
+    ],
 )
 def test_options_that_argparse_refuses(options, capsys):
     with pytest.raises(SystemExit) as error:
         training.main(options)
     assert error.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--seed=-1"], ["--train=-1"], []])
+def test_demo_data_that_cannot_be(monkeypatch, data, tmp_path, capsys, options):
+    monkeypatch.setattr(sys, "argv", ["demo_data", str(tmp_path / "new" if options else data), *options])
+    with pytest.raises(SystemExit) as error:
+        demo_data.main()
+    assert error.value.code == 2
+    assert ("must be 0 or more" if options else "is there already") in capsys.readouterr().err
 
 
 def test_the_home_folder(data, config, monkeypatch, capfd):

@@ -99,22 +99,3 @@ def test_the_demo_in_small(tmp_path):
         assert (tmp_path / "run" / name).stat().st_size > 1000
     log = [json.loads(line) for line in next((tmp_path / "run").glob("*.log.json")).read_text().splitlines()]
     assert [line["epoch"] for line in log if line.get("mode") == "val"] == [1, 2]
-
-
-def test_the_demo_does_not_empty_a_folder_of_something_else(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/thesis.tex").write_text("years of work")
-    command = [
-        sys.executable,
-        "-m",
-        "yolox_plugin.demo",
-        "--data-path",
-        tmp_path / "data",
-        "--work-dir",
-        tmp_path / "run",
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert "holds something else than a training run" in result.stderr
-    assert (tmp_path / "run/thesis.tex").exists()
