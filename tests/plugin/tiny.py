@@ -50,10 +50,10 @@ data = dict(
     val=val, test=val,
 )
 runner = dict(max_epochs={epochs})
-lr_config = dict(warmup_iters=2, num_last_epochs=3)
+lr_config = dict({warm_up}, num_last_epochs={closing})
 custom_hooks = [
-    dict(type="YOLOXModeSwitchHook", num_last_epochs=3, priority=48),
-    dict(type="SyncNormHook", num_last_epochs=3, interval=1, priority=48),
+    dict(type="YOLOXModeSwitchHook", num_last_epochs={closing}, priority=48),
+    dict(type="SyncNormHook", num_last_epochs={closing}, interval=1, priority=48),
     dict(type="ExpMomentumEMAHook", momentum=0.001, priority=49),
 ]
 checkpoint_config = dict(interval=1, max_keep_ckpts=2)
@@ -84,7 +84,9 @@ checkpoint_config = dict(interval=1000)
 
 def write_config(path: Path, root: Path, epochs: int, more: str = "") -> Path:
     """Writes it for the data set in `root`; returns `path`."""
-    text = CONFIG.format(standard=STANDARD, root=root, classes=len(CLASSES), names=list(CLASSES), epochs=epochs)
+    warm_up, closing = ("warmup_iters=2", 3) if epochs > 5 else ("warmup_by_epoch=False, warmup_iters=1", 1)
+    text = CONFIG.format(standard=STANDARD, root=root, classes=len(CLASSES), names=list(CLASSES), epochs=epochs,
+                         warm_up=warm_up, closing=closing)  # fmt: skip
     path.write_text(text + more)
     return path
 
