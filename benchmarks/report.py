@@ -54,7 +54,8 @@ class Target:
 
 
 def seconds(value: float) -> str:
-    return f"{value * 1e3:#.3g} ms" if value >= 1e-3 else f"{value * 1e6:#.3g} us"
+    factor, unit = (1, "s") if value >= 1 else (1e3, "ms") if value >= 1e-3 else (1e6, "us")
+    return f"{f'{value * factor:#.3g}'.rstrip('.')} {unit}"
 
 
 def megabytes(value: int | None) -> str:
