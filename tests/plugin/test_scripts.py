@@ -92,10 +92,10 @@ def test_full_training_and_evaluation(script, learned, tmp_path, devices):
     data, config, learned_weights = learned
     several = [f"--devices={devices}", f"--batch_size={4 // devices}"] if devices > 1 else []
     common = [f"--data-path={data}", f"--config={config}"]
-    options = ["--epochs=2", "--work_dir=run", "--cfg-options", "optimizer.lr=1e-5", f"load_from={learned_weights}"]
+    options = ["--epochs=3", "--work_dir=run", "--cfg-options", "optimizer.lr=1e-5", f"load_from={learned_weights}"]
     name = "train_full_8p.sh" if devices > 1 else "train_full_1p.sh"
     trained = finished(script(name, *common, *several, *options), tmp_path / "run")
-    assert (trained["devices"], trained["epochs"], trained["device"]) == (devices, 2, "cpu")
+    assert (trained["devices"], trained["epochs"], trained["device"]) == (devices, 3, "cpu")
     assert trained["images_per_second"]["median"] > 0
     assert trained["images_per_second"]["measurements"] > 1
     assert 0 <= trained["data_wait"] < 1
@@ -105,7 +105,7 @@ def test_full_training_and_evaluation(script, learned, tmp_path, devices):
     assert trained["versions"]["mmdet"] == "2.28.2"
     assert (tmp_path / "run/curves.png").stat().st_size > 1000
     checkpoint = tmp_path / "run/latest.pth"
-    assert torch.load(checkpoint)["meta"]["epoch"] == 2
+    assert torch.load(checkpoint)["meta"]["epoch"] == 3
 
     name = "test_8p.sh" if devices > 1 else "test_1p.sh"
     options = [f"--pth_path={checkpoint}", "--work_dir=test", "--batch_size=2", "--save-dir=pictures", *several[:1]]
