@@ -76,17 +76,17 @@ class EpochBasedRunner(StockRunner):
                 break
         super().run(data_loaders, workflow, max_epochs, **kwargs)
 
-    def _agree_on_seed(self) -> None:
+    def _agree_on_seed(self) -> int:
         """Rank 0's seed for all: the checkpoint's, the command line's, or a new one."""
         meta = self._started_meta()
         if self._given_seed is None:
             self._given_seed = meta.get("seed")
-        seed = [meta.get("seed")]
-        if seed[0] is None:
-            seed[0] = torch.initial_seed() % 2**32
+        seeds = [torch.initial_seed() % 2**32 if meta.get("seed") is None else meta["seed"]]
         if self.world_size > 1:
-            dist.broadcast_object_list(seed, src=0)
-        self._seed = meta["seed"] = seed[0]
+            dist.broadcast_object_list(seeds, src=0)
+        seed: int = seeds[0]
+        self._seed = meta["seed"] = seed
+        return seed
 
     def _started_meta(self) -> dict[str, Any]:
         if self.meta is None:
@@ -116,14 +116,13 @@ class EpochBasedRunner(StockRunner):
         self.data_loader = data_loader
         self._max_iters = self._max_epochs * len(data_loader)
         self._find_iteration(data_loader)
-        if self._seed is None:
-            self._agree_on_seed()
-        seed_everything(self._seed, self.epoch, self.rank, worker=0)  # type: ignore[arg-type]
+        seed = self._agree_on_seed() if self._seed is None else self._seed
+        seed_everything(seed, self.epoch, self.rank, worker=0)
         self.call_hook("before_train_epoch")
         network = self._network
-        self._tell_data(data_loader, takes_uint8=type(network) is YOLOX)
+        self._tell_data(data_loader, seed, takes_uint8=type(network) is YOLOX)
         if isinstance(network, YOLOX):
-            network.start_epoch(self._seed, self.iter)  # type: ignore[arg-type]
+            network.start_epoch(seed, self.iter)
         try:
             for i, data_batch in enumerate(data_loader):
                 self.data_batch = data_batch
@@ -139,17 +138,17 @@ class EpochBasedRunner(StockRunner):
         self.call_hook("after_train_epoch")
         self._epoch += 1
 
-    def _tell_data(self, data_loader: DataLoader[Any], takes_uint8: bool) -> None:
+    def _tell_data(self, data_loader: DataLoader[Any], seed: int, takes_uint8: bool) -> None:
         """Tells sampler and data sets what they draw from, and the latter whether the model converts images itself (a
         subclass may want to see them converted)."""
         sampler: Any = getattr(data_loader, "sampler", None)
         # MMDetection built it with the command's seed; one with a seed of its own keeps that.
         of_mmdet = type(sampler) in (ClassAwareSampler, DistributedGroupSampler, DistributedSampler)
         if of_mmdet and sampler.seed == self._given_seed:
-            sampler.seed = self._seed
+            sampler.seed = seed
         for data_set in data_sets_in(getattr(data_loader, "dataset", None)):
             if isinstance(data_set, MultiImageMixDataset):
-                data_set.start_epoch(self._seed, self.epoch, self.rank)  # type: ignore[arg-type]
+                data_set.start_epoch(seed, self.epoch, self.rank)
                 if takes_uint8:
                     data_set.keep_uint8()
             if isinstance(data_set, (MultiImageMixDataset, CocoDataset)):
