@@ -52,7 +52,7 @@ def calls():
     yield "simota_assign", lambda: ops.simota_assign(*batch)
     for dtype in DTYPES:
         yield f"batched_nms {dtype}", lambda t=dtype: [ops.batched_nms(boxes.to(t), scores[:, 0].to(t), labels, 0.5)]
-        yield f"yolox_detect {dtype}", lambda t=dtype: ops.yolox_detect(*(x.to(t) for x in logits), 0.01, 0.65, 300)
+        yield f"yolox_detect {dtype}", lambda t=dtype: ops.yolox_detect(*(x.to(t) for x in logits), 0.0, 0.65, 2000)
         for mode in ("iou", "iof", "giou"):
             for aligned in (False, True):
                 yield f"box_iou {dtype} {mode} {aligned}", lambda t=dtype, m=mode, a=aligned: box_iou(t, m, a)
@@ -60,7 +60,7 @@ def calls():
             yield f"ema_update_ {dtype} {layout}", lambda t=dtype, n=layout: ema_update_(t, n, n)
         yield f"ema_update_ {dtype} mixed", lambda t=dtype: ema_update_(t, "packed", "transposed")
     mixed = (logits[0].bfloat16(), logits[1].double(), logits[2])
-    yield "yolox_detect mixed", lambda: ops.yolox_detect(*mixed, 0.01, 0.65, 300)
+    yield "yolox_detect mixed", lambda: ops.yolox_detect(*mixed, 0.0, 0.65, 2000)
     for ipp in (False, True):
         arguments = (image, image[:40], (70, 50), (91, 65), (3, 5), True, 114, ipp)
         yield f"mixup_blend {ipp}", lambda a=arguments: [ops.mixup_blend(*a)]
