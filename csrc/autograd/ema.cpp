@@ -1,5 +1,6 @@
 // ema_update_ under autograd: a graph that saved an average finds out that it was changed, as it does after
 // torch's own in-place operators.
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
