@@ -13,7 +13,7 @@ prepare() {  # VERSION VENV
   "${PYTHON:-python3}" -m venv --clear "$2"
   $pip install "torch==$1" "torchvision==0.$((minor + 15)).*"
   if [ "$minor" -lt 3 ]; then
-    $pip install "numpy<2" $(grep -E '^(pytest|hypothesis|setuptools|wheel|pybind11|ninja|cmake)\b' requirements.txt)
+    $pip install "numpy<2" "opencv-python-headless<4.12" $(grep -E '^(pytest|hypothesis|setuptools|wheel|pybind11|ninja|cmake)\b' requirements.txt)
   else
     $pip install -r requirements.txt
     MMCV_WITH_OPS=0 $pip install --no-build-isolation --no-deps mmcv==1.7.2
