@@ -2,7 +2,7 @@
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 BIN := .venv/bin
 
-.PHONY: demo test test-npu test-torch test-torch-newest test-sanitize lint bench bench-npu aarch64 clean
+.PHONY: demo test test-npu test-torch test-torch-newest test-sanitize lint bench bench-npu measure figures aarch64 clean
 
 .venv/ready: $(SOURCES) scripts/setup_env.sh
 	@bash scripts/setup_env.sh
@@ -49,11 +49,23 @@ bench: .venv/full
 bench-npu: .venv-npu/ready
 	$(SIMULATED) .venv-npu/bin/python -P benchmarks/npu_launch_bench.py
 
+# On a machine that does nothing else: the runs behind the figures of docs/, then the figures. LibreYOLO is a peer where
+# it is installed: pip install --target=.venv/libreyolo --no-deps libreyolo==1.6.0 requests tqdm
+measure: .venv/full .venv-npu/ready
+	$(BIN)/python benchmarks/ops_bench.py --json docs/figures/ops.json
+	PYTHONPATH=.venv/libreyolo $(BIN)/python benchmarks/train_bench.py --profile --json docs/figures/train.json
+	$(BIN)/python benchmarks/pipeline_bench.py --json docs/figures/pipeline.json
+	$(SIMULATED) .venv-npu/bin/python -P benchmarks/npu_launch_bench.py --json docs/figures/npu.json
+	$(MAKE) figures
+
+figures: .venv/ready
+	$(BIN)/python benchmarks/figures.py
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy yolox_ops yolox_plugin
-	MYPYPATH=benchmarks:tests/npu_sim $(BIN)/mypy benchmarks/*_bench.py
+	MYPYPATH=benchmarks:tests/npu_sim $(BIN)/mypy benchmarks/*.py
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.cpp' -o -name '*.h')
 
 aarch64: .venv/ready

@@ -189,7 +189,10 @@ class Side:
         """One training step, as mmcv's runner goes about it; seconds of each stage."""
         self.before_step()
         self.assigned.clear()
-        self.network._progress_in_iter = 0  # multi-scale training stays at the default size
+        if self.name in (PLUGIN, BFLOAT16):
+            self.network.start_epoch(seed=0, iteration=0)  # multi-scale training stays at the default size
+        else:
+            self.network._progress_in_iter = 0
         clock = [time.perf_counter()]
         batch = next(self.batches)
         clock.append(time.perf_counter())

@@ -43,12 +43,19 @@ class SimOTAAssigner(StockSimOTAAssigner):
         eps: float = 1e-7,
     ) -> AssignResult:
         """See the stock class, whose own code computes what the operator does not: another eps, gradients of the
-        overlaps, no labels, and what a subclass has put in the place of a piece of it. Ignored boxes have no effect
-        there either."""
+        overlaps, no labels, boxes that are not [P, 4], and what a subclass has put in the place of a piece of it.
+        Ignored boxes have no effect there either.
+
+        Raises:
+            ValueError: for labels outside of [0, classes), which stock notices only when a prior is near a gt.
+        """
         wants_gradient = torch.is_grad_enabled() and (decoded_bboxes.requires_grad or gt_bboxes.requires_grad)
-        if eps != 1e-7 or gt_labels is None or wants_gradient or has_own(self, _PIECES):
+        unusual = eps != 1e-7 or decoded_bboxes.shape != (len(priors), 4) or has_own(self, _PIECES)
+        if unusual or wants_gradient or gt_labels is None:
             if self.keep_every_gt:
-                raise ValueError("keep_every_gt=True needs eps=1e-7, labels, no gradient and stock's own methods")
+                raise ValueError(
+                    "keep_every_gt=True needs eps=1e-7, labels, [P, 4] boxes, no gradient and stock's own methods"
+                )
             return super().assign(
                 pred_scores, priors, decoded_bboxes, gt_bboxes, gt_labels, gt_bboxes_ignore=gt_bboxes_ignore, eps=eps
             )

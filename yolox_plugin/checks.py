@@ -102,6 +102,19 @@ def check_new(work_dir: Path) -> None:
             raise InputError(f"--work-dir {work_dir} has a {name} that would be overwritten: name another")
 
 
+def check_replaceable(work_dir: Path) -> None:
+    """Raises InputError if the result.json in `work_dir` is something else than that of an earlier evaluation."""
+    path = work_dir / "result.json"
+    if not os.path.lexists(path):
+        return
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or found.get("task") != "test":
+        raise InputError(f"--work-dir {work_dir} has a result.json that would be overwritten: name another")
+
+
 def check_checkpoint(cfg: Config, option: str, path: Path) -> dict[str, Any]:
     """What is in a checkpoint file that has every tensor of the config's model, in its shape.
 

@@ -39,7 +39,7 @@ from .seeds import seed_everything
 
 # Steps that take images as `Deferred`.
 DEFERRING = {Mosaic, RandomAffine, MixUp, YOLOXHSVRandomAug}
-# Steps that leave alone what they are given, at least when they return None.
+# Steps that write to no array or list that they are given.
 PURE = DEFERRING | {RandomFlip, Resize, Pad, FilterAnnotations, DefaultFormatBundle, Collect}
 
 
@@ -220,7 +220,8 @@ def _decode(sample: Results) -> None:
         sample["img"] = pixels(sample["img"])
 
 
-def _check_keys(skip_type_keys: Any) -> None:
+def check_skip_type_keys(skip_type_keys: Any) -> None:
+    """Raises TypeError for a string in the place of a sequence of strings: its letters would be the keys."""
     if isinstance(skip_type_keys, str):
         raise TypeError(
             f"skip_type_keys must be a sequence of names such as ({skip_type_keys!r},), got {skip_type_keys!r} alone"
@@ -259,7 +260,7 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
         self._left_out = _shared(torch.zeros(MOST_STEPS, dtype=torch.bool))
         self._position = _shared(torch.full((3,), -1))
         self._seeded: list[int] = []
-        _check_keys(skip_type_keys or ())
+        check_skip_type_keys(skip_type_keys or ())
         super().__init__(dataset, pipeline, dynamic_scale, skip_type_keys, max_refetch)
         self.update_skip_type_keys(skip_type_keys or ())
         for transform in self.pipeline:
@@ -287,12 +288,8 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
         self._position.copy_(torch.tensor([seed, epoch, rank]))
 
     def update_skip_type_keys(self, skip_type_keys: Sequence[str]) -> None:
-        """Leaves out the steps of these types, in living workers too.
-
-        Raises:
-            TypeError: for a string in the place of a sequence of strings.
-        """
-        _check_keys(skip_type_keys)
+        """Leaves out the steps of these types, in living workers too."""
+        check_skip_type_keys(skip_type_keys)
         super().update_skip_type_keys(skip_type_keys)
         self.pack_for_workers()
 
@@ -352,8 +349,8 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
             for part in (sample, *sample.get("mix_results", ())):
                 _decode(part)
         for _ in range(self.max_refetch):
-            # Who writes to what he is given and then has to try again needs a copy.
-            given = sample if type(transform) in PURE else copy.deepcopy(sample)
+            # Asked again, a step has to find the sample as it was: the dictionary is its own in any case.
+            given = dict(sample) if type(transform) in PURE else copy.deepcopy(sample)
             result: Results | None = transform(given)
             if result is not None:
                 return result

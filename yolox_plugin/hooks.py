@@ -11,7 +11,7 @@ from mmdet.core.hook import YOLOXModeSwitchHook as StockModeSwitchHook
 
 from yolox_ops import ema_update_
 
-from .dataset import MultiImageMixDataset, data_sets_in
+from .dataset import MultiImageMixDataset, check_skip_type_keys, data_sets_in
 
 
 def is_closing(runner: BaseRunner, num_last_epochs: int) -> bool:
@@ -29,8 +29,7 @@ class YOLOXModeSwitchHook(StockModeSwitchHook):
     def __init__(
         self, num_last_epochs: int = 15, skip_type_keys: Sequence[str] = ("Mosaic", "RandomAffine", "MixUp")
     ) -> None:
-        if isinstance(skip_type_keys, str):  # a comma forgotten: its letters would be the keys, and skip nothing
-            raise TypeError(f"skip_type_keys must be a sequence of strings, got the string {skip_type_keys!r}")
+        check_skip_type_keys(skip_type_keys)
         super().__init__(num_last_epochs, skip_type_keys)
         self._closed = False
 

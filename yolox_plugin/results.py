@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median, quantiles
@@ -134,6 +134,14 @@ def draw_curves(log: list[dict[str, Any]], path: Path, title: str, by_epoch: boo
     pyplot.close(figure)
 
 
+def drawable(detections: Any, shape: Sequence[int]) -> Any:
+    """Detections (x1, y1, x2, y2, score) with corners that OpenCV can draw on an image of this shape: an untrained net
+    knows no bounds."""
+    far = 2.0 * max(shape[:2])
+    corners = np.nan_to_num(detections[:, :4]).clip(-far, far)
+    return np.hstack([corners, detections[:, 4:]])
+
+
 def draw_detections(dataset: Any, results: list[Any], path: Path, columns: int = 4, rows: int = 2) -> None:
     """A contact sheet of the first val images with their detections of a score of 0.3 or more."""
     width, height = 320, 240
@@ -143,11 +151,8 @@ def draw_detections(dataset: Any, results: list[Any], path: Path, columns: int =
         scale = min(width / image.shape[1], height / image.shape[0])
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         for label, detections in enumerate(results[index]):
-            for *box, score in detections[detections[:, 4] >= 0.3]:
-                corners = np.nan_to_num(np.array(box) * scale).clip(
-                    -width, 2 * width
-                )  # an untrained net knows no bounds
-                x1, y1, x2, y2 = (round(float(v)) for v in corners)
+            for *box, score in drawable(detections[detections[:, 4] >= 0.3] * [*[scale] * 4, 1], image.shape):
+                x1, y1, x2, y2 = map(round, box)
                 colour = COLOURS[label % len(COLOURS)]
                 cv2.rectangle(image, (x1, y1), (x2, y2), colour, 1, cv2.LINE_AA)
                 words = f"{dataset.CLASSES[label]} {score:.2f}"

@@ -3,8 +3,9 @@
     python -m yolox_plugin.test --data-path=coco2017 --pth-path=work_dirs/yolox_m_8x8_300e_coco/latest.pth
     python -m yolox_plugin.test ... --devices=8 --batch-size=16 --save-dir=pictures
 
-Prints COCO's figures and writes result.json to --work-dir. The exit status is 0 after a complete run, 2 if something in
-the command is wrong (nothing has been written then), and 1 if the evaluation failed.
+Prints COCO's figures and writes result.json to --work-dir, which is work_dirs/NAME/test by default. The exit status is
+0 after a complete run, 2 if something in the command is wrong (nothing has been written then), and 1 if the evaluation
+failed.
 """
 
 import argparse
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
         cfg = launch.load_config(args)
+        if args.work_dir is None:
+            cfg.work_dir = str(Path(cfg.work_dir, "test"))  # beside the training's files, none of which it replaces
         if not launch.is_child():
             check(args, cfg)
     except checks.InputError as error:
@@ -70,6 +73,7 @@ def check(args: argparse.Namespace, cfg: Config) -> None:
     content = checks.check_checkpoint(cfg, "--pth-path", args.pth_path)
     checks.check_trained_classes(cfg, content)
     checks.check_folder("--work-dir", Path(cfg.work_dir))
+    checks.check_replaceable(Path(cfg.work_dir))
     if args.save_dir is not None:
         checks.check_pictures(args.save_dir, cfg)
 
@@ -146,7 +150,9 @@ def detect(
             mine.append(result)
             if save_dir is not None and index < len(dataset):  # beyond that, samplers begin again
                 name = dataset.data_infos[index]["filename"]
-                model.show_result(str(Path(dataset.img_prefix, name)), result, score_thr, out_file=str(save_dir / name))
+                image = mmcv.imread(str(Path(dataset.img_prefix, name)))
+                drawn = [results.drawable(detections, image.shape) for detections in result]
+                model.show_result(image, drawn, score_thr, out_file=str(save_dir / name))
             if progress is not None and index < len(dataset):
                 progress.update(min(world_size, len(dataset) - index))
     return gather_results(mine, len(dataset)) if world_size > 1 else mine

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import sentence, write_config
@@ -424,6 +425,51 @@ def test_pictures_that_would_cost_a_file(draw, copy, tmp_path, change, save_dir,
     before = inputs(tmp_path)
     assert words in sentence(*draw(copy, tmp_path / save_dir))
     assert inputs(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "allowed"), [({"task": "train"}, False), ([], False), ("<html>", False), ({"task": "test"}, True)]
+)
+def test_an_evaluation_replaces_only_an_evaluations_result(draw, data, tmp_path, content, allowed):
+    path = tmp_path / "test/result.json"
+    path.parent.mkdir()
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    before = path.read_bytes()
+    (tmp_path / "pictures").mkdir()
+    status, error = draw(data, tmp_path / "pictures", *([] if allowed else ["--score-thr=0.5"]))
+    if allowed:
+        assert status == 0, error[-2000:]
+        assert json.loads(path.read_text())["images"] == 5
+    else:
+        assert "has a result.json that would be overwritten: name another" in sentence(status, error)
+        assert path.read_bytes() == before
+
+
+def test_an_evaluation_leaves_the_trainings_files_alone(config, data, checkpoint, tmp_path, monkeypatch):
+    """Of the same config, by default."""
+    monkeypatch.chdir(tmp_path)
+    training_result = tmp_path / "work_dirs" / config.stem / "result.json"
+    training_result.parent.mkdir(parents=True)
+    training_result.write_text('{"task": "train"}')
+    assert testing.main([f"--data-path={data}", f"--config={config}", "--device=cpu", f"--pth-path={checkpoint}"]) == 0
+    assert training_result.read_text() == '{"task": "train"}'
+    assert json.loads((training_result.parent / "test/result.json").read_text())["task"] == "test"
+
+
+def test_boxes_without_bounds_are_drawn(data, config, tmp_path):
+    """As of an untrained network."""
+    cfg = testing.launch.load_config(
+        testing.parser().parse_args([f"--data-path={data}", f"--config={config}", "--pth-path=x"])
+    )
+    model = checks.build_detector(cfg.model)
+    model.CLASSES = demo_data.CLASSES
+    boxes = np.array([[-np.inf, 1, np.inf, 9, 0.9], [np.nan, 3, 1e30, 1e9, 0.8], [5, 5, 20, 20, 0.7]])
+    image = np.zeros((40, 60, 3), np.uint8)
+    found = [results.drawable(boxes, image.shape)]
+    assert np.isfinite(found[0]).all()
+    assert found[0][2].tolist() == boxes[2].tolist()
+    model.show_result(image, found, 0.3, out_file=str(tmp_path / "drawn.jpg"))
+    assert (tmp_path / "drawn.jpg").stat().st_size > 500
 
 
 @pytest.mark.slow
