@@ -12,6 +12,12 @@ optimizer, runner and data sets, which count on each other) or `YOLOX_PLUGIN_PIP
 # ruff: noqa: E402  mmcv's operators have to be there before MMDetection imports them
 import os
 
+try:
+    import yolox_ops  # noqa: F401
+except ImportError as error:
+    # With this name, `python -m yolox_plugin.train` prints the one line and no traceback.
+    raise ImportError(error.msg, name=__name__) from error
+
 from .mmcv_ext import check_versions, supply_missing_operators
 
 check_versions()

@@ -71,7 +71,8 @@ def check_versions() -> None:
     if not (found["mmcv"].startswith("1.") and found["mmdet"].startswith("2.28.")):
         raise ImportError(
             "yolox_plugin needs mmcv 1.x and MMDetection 2.28.x, found"
-            f" mmcv {found['mmcv']} and mmdet {found['mmdet']}: pip install mmcv-full==1.7.2 mmdet==2.28.2"
+            f" mmcv {found['mmcv']} and mmdet {found['mmdet']}: pip install mmcv-full==1.7.2 mmdet==2.28.2",
+            name=__package__,  # with which `python -m` prints this one line and no traceback
         )
 
 
