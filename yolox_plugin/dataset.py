@@ -122,8 +122,9 @@ class CocoDataset(StockCocoDataset):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._packed_infos: PackedList | None = None
+        self._packed_annotations = PackedDict({})
         super().__init__(*args, **kwargs)
-        if not self.test_mode:
+        if not self.test_mode and "coco" in vars(self):
             coco = self.coco
             annotations = {id_: coco.load_anns(coco.get_ann_ids(img_ids=[id_])) for id_ in coco.imgs}
             self._packed_annotations = PackedDict(annotations)
@@ -155,6 +156,10 @@ class CocoDataset(StockCocoDataset):
     def pack_for_workers(self) -> None:
         """To be called before workers start: what they read of `data_infos` from then on costs them no memory."""
         self._packed_infos = PackedList(self._infos)
+
+    def end_epoch(self) -> None:
+        """To be called afterwards: workers that start later read `data_infos` as it is then."""
+        self._packed_infos = None
 
     def _annotations(self, idx: int) -> list[dict[str, Any]] | None:
         """All annotations of an image; None where those of `coco` count."""
@@ -260,6 +265,7 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
         self._left_out = _shared(torch.zeros(MOST_STEPS, dtype=torch.bool))
         self._position = _shared(torch.full((3,), -1))
         self._seeded: list[int] = []
+        self._kept_uint8: list[DefaultFormatBundle] = []
         check_skip_type_keys(skip_type_keys or ())
         super().__init__(dataset, pipeline, dynamic_scale, skip_type_keys, max_refetch)
         self.update_skip_type_keys(skip_type_keys or ())
@@ -301,10 +307,16 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
             self._left_out[i] = name in self._skip_type_keys
 
     def keep_uint8(self) -> None:
-        """From now on, images come as they are: a quarter of the bytes, for a model that converts them itself."""
-        for transform in self.pipeline:
-            if type(transform) is DefaultFormatBundle:
-                transform.img_to_float = False
+        """Until `end_epoch`, images come as they are: a quarter of the bytes, for a model that converts them itself."""
+        self._kept_uint8 += [t for t in self.pipeline if type(t) is DefaultFormatBundle and t.img_to_float]
+        for transform in self._kept_uint8:
+            transform.img_to_float = False
+
+    def end_epoch(self) -> None:
+        """Ends what `keep_uint8` began, but for workers that live on."""
+        for transform in self._kept_uint8:
+            transform.img_to_float = True
+        self._kept_uint8 = []
 
     def _load(self, index: int) -> Any:
         """A sample of the inner data set that nobody else has."""

@@ -135,6 +135,9 @@ class EpochBasedRunner(StockRunner):
         finally:
             if isinstance(network, YOLOX):
                 network.end_epoch()
+            for data_set in data_sets_in(getattr(data_loader, "dataset", None)):
+                if isinstance(data_set, (MultiImageMixDataset, CocoDataset)):
+                    data_set.end_epoch()
         self.call_hook("after_train_epoch")
         self._epoch += 1
 

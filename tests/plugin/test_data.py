@@ -10,6 +10,7 @@ import pickle
 import mmcv
 import numpy as np
 import pytest
+import torch
 from mmcv import build_from_cfg
 from mmcv.runner import HOOKS
 from mmdet.datasets import (
@@ -182,6 +183,23 @@ def test_what_users_do_to_a_data_set_means_the_same(data_root, edit, tmp_path):
     seen = [(sample["filename"], sample["gt_bboxes"].tolist()) for sample in itertools.islice(loader, len(stock))]
     wanted = [stock.prepare_train_img(i) for i in range(mixed.num_samples)]
     assert seen == [(sample["filename"], sample["gt_bboxes"].tolist()) for sample in wanted]
+
+
+def test_after_a_training_workers_read_what_is_there_then(data_root, run_epochs):
+    ours, _ = both(data_root)
+    ours.data_infos = [ours.data_infos[0]] * 4  # of one size
+    mixed = mix(ours)
+    mixed.pipeline += [PIPELINES.get("DefaultFormatBundle")(), PIPELINES.get("Collect")(keys=["img"], meta_keys=())]
+    mixed.pipeline_types += ["DefaultFormatBundle", "Collect"]
+    run_epochs(mixed, max_epochs=2)
+    ours.data_infos[0] = ours.data_infos[0] | {"filename": "000007.jpg"}
+    ours.coco  # noqa: B018  its annotations count as well
+    with_workers, without = (
+        next(iter(DataLoader(mixed, batch_size=1, num_workers=n, collate_fn=lambda samples: samples[0]["img"].data)))
+        for n in (1, 0)
+    )
+    assert with_workers.dtype == torch.float32
+    assert torch.equal(with_workers, without)
 
 
 def mix(dataset, **options):
