@@ -1,5 +1,6 @@
 """MMDetection's SimOTAAssigner on `yolox_ops.simota_assign`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,16 +10,14 @@ from torch import Tensor
 
 from yolox_ops import simota_assign
 
-# What a subclass may put something else in the place of, or a patch, and `simota_assign` does not ask.
-_PIECES = {
-    name: getattr(StockSimOTAAssigner, name)
-    for name in ("_assign", "get_in_gt_and_in_center_info", "dynamic_k_matching")
-}
+# What a subclass, or a patch, may put something else in the place of, and `simota_assign` does not ask.
+PIECES = ("_assign", "get_in_gt_and_in_center_info", "dynamic_k_matching")
 
 
-def has_own(thing: Any, pieces: dict[str, Any]) -> bool:
-    """Whether any of these methods is another than the given function."""
-    return any(getattr(getattr(thing, name), "__func__", None) is not piece for name, piece in pieces.items())
+def has_own(thing: Any, names: Sequence[str]) -> bool:
+    """Whether any of these methods of an object or a class is defined outside of MMDetection and this plugin."""
+    modules = (getattr(getattr(thing, name), "__module__", None) or "" for name in names)
+    return any(module.partition(".")[0] not in ("mmdet", "yolox_plugin") for module in modules)
 
 
 class SimOTAAssigner(StockSimOTAAssigner):
@@ -50,7 +49,8 @@ class SimOTAAssigner(StockSimOTAAssigner):
             ValueError: for labels outside of [0, classes), which stock notices only when a prior is near a gt.
         """
         wants_gradient = torch.is_grad_enabled() and (decoded_bboxes.requires_grad or gt_bboxes.requires_grad)
-        unusual = eps != 1e-7 or decoded_bboxes.shape != (len(priors), 4) or has_own(self, _PIECES)
+        unusual = eps != 1e-7 or decoded_bboxes.shape != (len(priors), 4)
+        unusual = unusual or has_own(self, PIECES) or has_own(StockSimOTAAssigner, ["assign"])
         if unusual or wants_gradient or gt_labels is None:
             if self.keep_every_gt:
                 raise ValueError(
@@ -85,3 +85,12 @@ class SimOTAAssigner(StockSimOTAAssigner):
 
 def _floating(coordinates: Tensor) -> Tensor:
     return coordinates if coordinates.is_floating_point() else coordinates.float()
+
+
+def is_plain(assigner: Any) -> bool:
+    """Whether it assigns as `simota_assign` does: nobody has put anything in the place of a piece of it."""
+    return (
+        type(assigner) is SimOTAAssigner
+        and not has_own(assigner, ["assign", *PIECES])
+        and not has_own(StockSimOTAAssigner, ["assign"])
+    )

@@ -186,6 +186,20 @@ class CocoDataset(StockCocoDataset):
             return found
         return [annotation["category_id"] for annotation in annotations]
 
+    def prepare_test_img(self, idx: int) -> Any:
+        """See the stock class.
+
+        Raises:
+            ValueError: naming a file that is no readable image, of which stock says that None has no shape.
+        """
+        try:
+            return super().prepare_test_img(idx)
+        except AttributeError as error:
+            name = _path(self, self.data_infos[idx])
+            if os.path.isfile(name) and mmcv.imread(name) is None:
+                raise ValueError(f"{name} is no readable image") from error
+            raise
+
     def _det2json(self, results: list[Any]) -> list[dict[str, Any]]:
         """See the stock class, which fails at detections of the last classes where the file does not list them. They
         have no part in the figures."""
@@ -279,6 +293,12 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
             folder = cache_dir or f"{str(dataset.img_prefix).rstrip('/')}.cache"
             shapes = {_path(dataset, info): (info["height"], info["width"]) for info in dataset.data_infos}
             self._cache = ImageCache(shapes, cache, cache_bytes, folder)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy: what its workers hear comes through memory of its own."""
+        self.__dict__.update(state)
+        _shared(self._left_out)
+        _shared(self._position)
 
     @property
     def flag(self) -> Any:

@@ -1,6 +1,5 @@
 """MMDetection's YOLOXHead with targets and post-processing for the whole batch at once."""
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -16,32 +15,29 @@ from torch import Tensor
 
 from yolox_ops import yolox_detect
 
-from .assigner import SimOTAAssigner, has_own
+from .assigner import has_own, is_plain
 from .losses import masked_losses
-from .targets import assign, carry, constant, decode, gather_targets
+from .targets import assign, carry, constant, decode, gather_targets, remembered
 
 _PREDICTIONS = ("cls_scores", "bbox_preds", "objectnesses")
 # What a subclass may put something else in the place of, or a patch: the code for whole batches does not ask them.
-_LOSS_PIECES = {
-    name: getattr(StockYOLOXHead, name) for name in ("_bbox_decode", "_get_target_single", "_get_l1_target")
-}
-_DETECTION_PIECES = {name: getattr(StockYOLOXHead, name) for name in ("_bbox_decode", "_bboxes_nms")}
+_LOSS_PIECES = ("_bbox_decode", "_get_target_single", "_get_l1_target")
+_DETECTION_PIECES = ("_bbox_decode", "_bboxes_nms")
 
 
-@functools.lru_cache(maxsize=32)  # they change with the image size, of which multi-scale training has about ten
+@remembered  # they change with the image size, of which multi-scale training has about ten
 def _priors(
     strides: tuple[tuple[int, int], ...],
     offset: float,
-    sizes: tuple[tuple[int, int], ...],
+    sizes: tuple[tuple[int, ...], ...],
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Priors (x, y, stride_w, stride_h) and the middles of their cells, `[P, 4]` each, of levels of these sizes."""
-    with torch.inference_mode(False):  # training could not use a tensor that an evaluation made within it
-        generator = MlvlPointGenerator(strides, offset)
-        priors = torch.cat(generator.grid_priors(sizes, dtype, device, with_stride=True))
-        # Assignment looks at the middle of a cell, decoding starts from its corner.
-        return priors, torch.cat([priors[:, :2] + priors[:, 2:] * 0.5, priors[:, 2:]], 1)
+    generator = MlvlPointGenerator(strides, offset)
+    priors = torch.cat(generator.grid_priors(sizes, dtype, device, with_stride=True))
+    # Assignment looks at the middle of a cell, decoding starts from its corner.
+    return priors, torch.cat([priors[:, :2] + priors[:, 2:] * 0.5, priors[:, 2:]], 1)
 
 
 class YOLOXHead(StockYOLOXHead):
@@ -65,10 +61,12 @@ class YOLOXHead(StockYOLOXHead):
     ) -> dict[str, Tensor]:
         # Somebody's own assigner, a subclass included, decides for itself.
         if (
-            type(self.assigner) is SimOTAAssigner
+            is_plain(self.assigner)
             and type(self.sampler) is PseudoSampler
+            and not has_own(self.sampler, ["sample"])
             and type(self.prior_generator) is MlvlPointGenerator
             and not has_own(self, _LOSS_PIECES)
+            and not has_own(StockYOLOXHead, ["loss"])
         ):
             with torch.autocast(cls_scores[0].device.type, enabled=False):
                 losses = self._batch_loss(
@@ -186,6 +184,7 @@ class YOLOXHead(StockYOLOXHead):
             or cfg.nms.get("type", "nms") != "nms"
             or type(self.prior_generator) is not MlvlPointGenerator
             or has_own(self, _DETECTION_PIECES)
+            or has_own(StockYOLOXHead, ["get_bboxes"])
             or torch._C._get_tracing_state() is not None
             or (torch.is_grad_enabled() and any(level.requires_grad for level in bbox_preds))
         ):

@@ -2,14 +2,17 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from yolox_ops import simota_assign
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Assignment(NamedTuple):
@@ -44,11 +47,26 @@ def carry(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
-@functools.lru_cache(maxsize=32)
+def remembered(make: Callable[P, T]) -> Callable[P, T]:
+    """Keeps the last 32 results of a function that makes tensors, for training and evaluation alike."""
+    kept: Any = functools.lru_cache(maxsize=32)(make)
+
+    @functools.wraps(make)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if type(torch.empty(0)) is not Tensor:  # under a mode such as that of fake tensors, which end with it
+            return make(*args, **kwargs)
+        with torch.inference_mode(False):  # training could not use a tensor that was made within it
+            result: T = kept(*args, **kwargs)
+            return result
+
+    vars(call)["kept"] = kept  # for tests
+    return call
+
+
+@remembered
 def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of these values, carried to the device once."""
-    with torch.inference_mode(False):  # training could not use a tensor that an evaluation made within it
-        return carry(torch.tensor(values, dtype=dtype), device)
+    return carry(torch.tensor(values, dtype=dtype), device)
 
 
 def bucket(count: int) -> int:

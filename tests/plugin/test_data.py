@@ -287,6 +287,34 @@ def test_living_workers_hear_of_steps_that_were_added(data_root):
     assert all(sample["img"].any() for sample in loader)
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda d: pickle.loads(pickle.dumps(d))], ids=["deepcopy", "pickle"])
+def test_living_workers_of_a_copy_hear_as_well(data_root, copied):
+    ours, _ = both(data_root)
+    original = DATASETS.get("MultiImageMixDataset")(ours, [{"type": "Blank"}])
+    original.pipeline[0].active = True
+    mixed = copied(original)
+    loader = DataLoader(mixed, num_workers=1, persistent_workers=True, collate_fn=lambda samples: samples[0])
+    assert not any(sample["img"].any() for sample in loader)
+    mixed.update_skip_type_keys(("Blank",))
+    assert all(sample["img"].any() for sample in loader)
+    assert not original[0]["img"].any()
+
+
+def test_an_unreadable_image_of_a_test_is_named(data_root, tmp_path):
+    import shutil
+
+    shutil.copytree(data_root / "train2017", tmp_path / "images")
+    cut = tmp_path / "images/000003.jpg"
+    cut.write_bytes(cut.read_bytes()[:40])
+    data = DATASETS.get("CocoDataset")(
+        **coco_config(data_root, img_prefix=str(tmp_path / "images"), pipeline=[{"type": "LoadImageFromFile"}],
+                      test_mode=True)
+    )  # fmt: skip
+    assert data[0]["img"].any()
+    with pytest.raises(ValueError, match=r"000003\.jpg is no readable image"):
+        data[2]
+
+
 def test_a_string_is_no_sequence_of_keys(data_root):
     """A forgotten comma, `("Mosaic")`, left out nothing."""
     ours, _ = both(data_root)

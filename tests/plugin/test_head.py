@@ -7,6 +7,7 @@ from batches import CONFIGS, batch, build
 from mmcv import Config, ConfigDict
 from mmdet.core.bbox.assigners.sim_ota_assigner import SimOTAAssigner as StockAssigner
 from mmdet.models.dense_heads.yolox_head import YOLOXHead as StockHead
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from yolox_plugin.assigner import SimOTAAssigner
 from yolox_plugin.head import YOLOXHead, _priors
@@ -258,7 +259,7 @@ def test_an_evaluation_in_inference_mode_does_not_spoil_training(heads):
     """What it makes and keeps, training would refuse: "Inference tensors cannot be saved for backward"."""
     head = heads[1]
     size = 352  # that no other test has used
-    _priors.cache_clear(), constant.cache_clear()
+    _priors.kept.cache_clear(), constant.kept.cache_clear()
     _, boxes, labels = batch(3, (10, 3), size)
     levels = predictions(4, boxes, labels, size)
     with torch.inference_mode():
@@ -270,12 +271,54 @@ def test_an_evaluation_in_inference_mode_does_not_spoil_training(heads):
     torch.testing.assert_close(masked, losses, rtol=1e-5, atol=1e-6)
 
 
+def test_fake_tensors_are_not_kept(heads):
+    """As torch.export and estimators of memory make them."""
+    head = heads[1]
+    _priors.kept.cache_clear(), constant.kept.cache_clear()
+    _, boxes, labels = batch(3, (10, 3), 320)
+    with FakeTensorMode():
+        levels = [[torch.zeros(1, c, 320 // stride, 320 // stride) for stride in (8, 16, 32)] for c in (80, 4, 1)]
+        assert type(head._flatten(*levels)[3]) is not torch.Tensor
+        assert type(constant((1, 2), torch.float32, torch.device("cpu"))) is not torch.Tensor
+    losses, _ = losses_and_gradients(head, predictions(4, boxes, labels, 320), boxes, labels)
+    assert all(type(loss) is torch.Tensor and loss.isfinite() for loss in losses.values())
+    assert type(constant((1, 2), torch.float32, torch.device("cpu"))) is torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [(StockHead, "loss"), (StockHead, "get_bboxes"), (StockHead, "_get_l1_target"), (StockHead, "_get_target_single"),
+     (StockAssigner, "assign"), (StockAssigner, "dynamic_k_matching")],
+)  # fmt: skip
+def test_a_patch_of_stock_is_called(heads, monkeypatch, cls, name):
+    """Made before the plugin was imported, or after it."""
+    stock, calls = getattr(cls, name), []
+    monkeypatch.setattr(cls, name, lambda *args, **kwargs: calls.append(name) or stock(*args, **kwargs))
+    _, boxes, labels = batch(3, (10, 3), 320)
+    levels = predictions(4, boxes, labels, 320)
+    heads[1].use_l1 = True
+    losses_and_gradients(heads[1], levels, boxes, labels)
+    heads[1].get_bboxes(*levels, img_metas=[{"scale_factor": 1.0}] * 2)
+    assert calls
+
+
+@pytest.mark.parametrize("where", ["assigner.assign", "assigner.dynamic_k_matching", "sampler.sample"])
+def test_a_patch_of_an_instance_is_called(heads, monkeypatch, where):
+    part, name = where.split(".")
+    part, calls = getattr(heads[1], part), []
+    stock = getattr(part, name)
+    monkeypatch.setattr(part, name, lambda *args, **kwargs: calls.append(name) or stock(*args, **kwargs))
+    _, boxes, labels = batch(3, (10, 3), 320)
+    losses_and_gradients(heads[1], predictions(4, boxes, labels, 320), boxes, labels)
+    assert len(calls) >= 2
+
+
 def test_what_is_kept_for_later_is_bounded(heads):
     for i in range(1, 60):
         levels = [[torch.zeros(1, c, i, i)] * 3 for c in (80, 4, 1)]
         heads[1]._flatten(*levels)
         constant((i,), torch.float32, torch.device("cpu"))
-    assert max(_priors.cache_info().currsize, constant.cache_info().currsize) <= 32
+    assert max(made.kept.cache_info().currsize for made in (_priors, constant)) == 32
 
 
 @pytest.fixture
