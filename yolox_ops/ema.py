@@ -1,6 +1,6 @@
 """Exponential moving average of weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from ._library import check_devices, register_fake
 
 
-def ema_update_(average: Sequence[Tensor], value: Sequence[Tensor], momentum: float) -> None:
+def ema_update_(average: Iterable[Tensor], value: Iterable[Tensor], momentum: float) -> None:
     """`average = (1 - momentum) * average + momentum * value`, in place, as `mmdet.core.ExpMomentumEMAHook`.
 
     Args:
@@ -19,6 +19,7 @@ def ema_update_(average: Sequence[Tensor], value: Sequence[Tensor], momentum: fl
     Raises:
         ValueError: for lists or shapes that differ, or a momentum out of range. TypeError: for a wrong dtype.
     """
+    average, value = list(average), list(value)
     if len({tensor.device for tensor in (*average, *value)}) > 1:  # hundreds of tensors: named only when needed
         lists = (("average", average), ("value", value))
         check_devices(**{f"{name}[{i}]": tensor for name, tensors in lists for i, tensor in enumerate(tensors)})

@@ -35,6 +35,7 @@ from .detector import YOLOX
 from .head import YOLOXHead
 from .hooks import ExpMomentumEMAHook, SyncNormHook, YOLOXModeSwitchHook
 from .optimizer import SGD
+from .patches import is_patched
 from .pipelines import MixUp, Mosaic, RandomAffine, YOLOXHSVRandomAug
 from .runner import EpochBasedRunner
 
@@ -76,6 +77,9 @@ def _replace_parts() -> None:
         found = registry.module_dict.get(name)
         # Who has put a class of their own into MMDetection's module has made that the base of the plugin's.
         is_stock = stock.__module__.split(".")[0] in ("mmcv", "mmdet", "torch")
+        if is_stock and is_patched(stock, replacement):
+            left.append(f"{name} (somebody has patched it)")
+            continue
         if is_stock and found in (stock, replacement):
             registry.register_module(module=replacement, force=True)
             replaced.append(name)

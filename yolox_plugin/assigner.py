@@ -1,6 +1,5 @@
 """MMDetection's SimOTAAssigner on `yolox_ops.simota_assign`."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,14 +9,10 @@ from torch import Tensor
 
 from yolox_ops import simota_assign
 
+from .patches import has_own
+
 # What a subclass, or a patch, may put something else in the place of, and `simota_assign` does not ask.
 PIECES = ("_assign", "get_in_gt_and_in_center_info", "dynamic_k_matching")
-
-
-def has_own(thing: Any, names: Sequence[str]) -> bool:
-    """Whether any of these methods of an object or a class is defined outside of MMDetection and this plugin."""
-    modules = (getattr(getattr(thing, name), "__module__", None) or "" for name in names)
-    return any(module.partition(".")[0] not in ("mmdet", "yolox_plugin") for module in modules)
 
 
 class SimOTAAssigner(StockSimOTAAssigner):

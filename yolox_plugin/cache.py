@@ -45,7 +45,9 @@ class ImageCache:
         self._keys = keys[self._places]
         self._shapes, self._kind = np.array([*shapes.values()], np.int64).reshape(-1, 2), kind
         begin = HEADER + 8 * len(shapes)
-        self._ends = begin + (self._shapes.prod(1) * 3).cumsum()
+        # Sizes that an annotation file makes up must not overflow; for them there is no room in any case.
+        areas = np.minimum(self._shapes.astype(np.float64).prod(1), 2.0**40).astype(np.int64)
+        self._ends = begin + (areas * 3).cumsum()
         needed = int(self._ends[-1]) if names else begin
         path = Path(folder, f"{_digest(*names, *self._shapes.flat):016x}.images")
         if kind == "disk":

@@ -1,8 +1,8 @@
 """What is checked before a run writes anything. What cannot be is an `InputError`, what is only odd a warning."""
 
 import codecs
+import copy
 import json
-import math
 import os
 import re
 import sys
@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import mmdet.datasets
 import torch
-from mmcv import Config
+from mmcv import Config, build_from_cfg
+from mmcv.runner import HOOKS, build_optimizer
 from mmdet.datasets import DATASETS
 from mmdet.models import DETECTORS, build_detector
 
@@ -23,6 +24,8 @@ from .checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint
 from .dataset import CocoDataset, MultiImageMixDataset
 from .detector import YOLOX
 
+MAX_NAME = 255  # bytes
+METRICS = ("bbox", "proposal", "proposal_fast")  # that MMDetection has for boxes
 MIN_SIZE = 32  # pixels: MMDetection trains on no smaller images
 CHECKPOINT = re.compile(r"(?:.+_)?(?:epoch|iter)_(\d+)\.pth")
 # What a run writes under these names, besides checkpoints and logs.
@@ -73,7 +76,10 @@ def check_precision(cfg: Config, option: str | None) -> None:
 
 def check_folder(option: str, folder: Path) -> None:
     """Raises InputError unless files can be written to `folder`, which need not be there yet."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    longest = max(len(os.fsencode(part)) for part in folder.absolute().parts)
+    if longest > MAX_NAME:
+        raise InputError(f"{option} {folder!s:.80}... has a name of {longest} bytes, of {MAX_NAME} that there may be")
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         raise InputError(f"{option} {there} is not a folder")
     if not os.access(there, os.W_OK):
@@ -93,10 +99,12 @@ def newest_checkpoint(work_dir: Path) -> Path | None:
     return max(numbered)[1] if numbered else None
 
 
-def check_new(work_dir: Path) -> None:
-    """Raises InputError if a run that starts anew would overwrite, or mix with, something in `work_dir`."""
-    if newest_checkpoint(work_dir) or any(work_dir.glob("*.log.json")):
-        raise InputError(f"--work-dir {work_dir} has a run already: --resume goes on with it, or name another")
+def check_new(work_dir: Path, resume: bool) -> None:
+    """Raises InputError if a run would overwrite, or mix with, something in `work_dir` that it does not go on with."""
+    if newest_checkpoint(work_dir) or any(work_dir.glob("*.log")) or any(work_dir.glob("*.log.json")):
+        if not resume:
+            raise InputError(f"--work-dir {work_dir} has a run already: --resume goes on with it, or name another")
+        return
     for name in WRITTEN:
         if os.path.lexists(work_dir / name):
             raise InputError(f"--work-dir {work_dir} has a {name} that would be overwritten: name another")
@@ -140,26 +148,103 @@ def check_checkpoint(cfg: Config, option: str, path: Path) -> dict[str, Any]:
     return content
 
 
-def check_resumable(cfg: Config, path: Path) -> None:
-    """Raises InputError for a checkpoint of another model, or one that torch does not load; of a damaged one, the
-    runner goes back to the one before."""
+def check_resumable(cfg: Config, option: str, path: Path, length: dict[str, int], labels: dict[str, int]) -> None:
+    """Raises InputError for a checkpoint of another model, optimizer or data set, for one that torch does not load, and
+    if nothing is left to train; of a damaged one, the runner goes back to the one before.
+
+    Args:
+        length: how many of "epoch" or "iter" the training has.
+        labels: of `check_data`.
+    """
     try:
-        check_checkpoint(cfg, "--resume", path)
+        content = check_checkpoint(cfg, option, path)
     except InputError as error:
         if not isinstance(error.__cause__, DamagedCheckpoint):
             raise
+        return
+    meta = content.get("meta") or {}
+    if not {"epoch", "iter"} <= meta.keys():
+        raise InputError(f"{option} {path} has weights alone, of no training that could go on: name it as load_from")
+    for unit, number in length.items():
+        if meta[unit] >= number:
+            raise InputError(f"{option} {path} has {meta[unit]} of {number} {unit}s: nothing is left to train")
+    check_labels_of(meta, option, path, labels)
+    optimizer = described("optimizer", lambda: build_optimizer(build_detector(cfg.model), copy.deepcopy(cfg.optimizer)))
+    groups = [[len(group["params"]) for group in state["param_groups"]]
+              for state in (content.get("optimizer"), optimizer.state_dict()) if state]  # fmt: skip
+    if len(groups) == 2 and groups[0] != groups[1]:
+        raise InputError(f"{option} {path} is of a training with other groups of parameters in its optimizer")
 
 
-def check_initial_weights(option: str, name: str | None) -> None:
-    """Raises InputError for a file that is no checkpoint; addresses of other stores are left to mmcv."""
+def check_labels_of(meta: dict[str, Any], option: str, path: Path, labels: dict[str, int]) -> None:
+    """Raises InputError if a class has another label in a checkpoint of this plugin's than in the annotations."""
+    for label, name in enumerate(meta.get("LABELS", ())):
+        if labels.get(name, label) != label:
+            raise InputError(
+                f"{option} {path} was trained with {name} as label {label}, but the annotations make it {labels[name]},"
+                " as MMDetection numbers the classes that a file has in its order: give both the same categories"
+            )
+
+
+T = TypeVar("T")
+
+
+def described(what: str, make: Callable[[], T]) -> T:
+    """What a config describes.
+
+    Raises:
+        InputError: whatever making it raises is about what the user has written there, which may be any code.
+    """
+    try:
+        return make()
+    except InputError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"the config's {what} cannot be: {type(error).__name__}: {text:.300}") from error
+
+
+def check_parts(cfg: Config) -> None:
+    """Raises InputError for parts of the recipe that their registries cannot build."""
+    described("optimizer", lambda: build_optimizer(build_detector(cfg.model), copy.deepcopy(cfg.optimizer)))
+    for hook in cfg.custom_hooks:
+        described(
+            f"custom_hooks ({hook!r:.60})",
+            lambda hook=hook: build_from_cfg({k: v for k, v in hook.items() if k != "priority"}, HOOKS),  # type: ignore[misc]
+        )
+    if cfg.lr_config is not None:
+        policy = cfg.lr_config.get("policy")
+        kind = f"{policy.title() if str(policy).islower() else policy}LrUpdaterHook"  # as mmcv's runner finds it
+        options = {key: value for key, value in cfg.lr_config.items() if key != "policy"}
+        described("lr_config", lambda: build_from_cfg({**options, "type": kind}, HOOKS))
+    metrics = (cfg.get("evaluation") or {}).get("metric", "bbox")
+    for metric in metrics if isinstance(metrics, (list, tuple)) else [metrics]:
+        if metric not in METRICS:
+            raise InputError(f"the config's evaluation.metric must be among {', '.join(METRICS)}, got {metric!r}")
+    for unit in ("max_epochs", "max_iters"):
+        length = cfg.runner.get(unit, 1)
+        if type(length) is not int or length < 1:
+            raise InputError(f"the config's runner.{unit} must be a whole number of 1 or more, got {length!r}")
+    saving = cfg.checkpoint_config or {}
+    if saving.get("out_dir") is not None:
+        raise InputError("the config's checkpoint_config.out_dir is not supported: --work-dir says where files go")
+    if "max_epochs" in cfg.runner and not saving.get("by_epoch", True):
+        warn("checkpoint_config.by_epoch=False: a resume goes on with the next epoch, as MMDetection's")
+
+
+def check_initial_weights(cfg: Config, option: str, name: str | None) -> None:
+    """Raises InputError for a file that is no checkpoint, or of quite another model; addresses of other stores are left
+    to mmcv."""
     if not name or "://" in name:
         return
     if not Path(name).is_file():
         raise InputError(f"the config's {option}={name!r} does not exist")
     try:
-        read_checkpoint(name)
+        found = read_checkpoint(name)["state_dict"]
     except (DamagedCheckpoint, UnsafeCheckpoint) as error:
         raise InputError(f"the config's {option}: {error}") from error
+    if not found.keys() & build_detector(cfg.model).state_dict().keys():
+        raise InputError(f"the config's {option}={name!r} has no tensor of the config's model")
 
 
 def check_trained_classes(cfg: Config, checkpoint: dict[str, Any]) -> None:
@@ -212,11 +297,14 @@ def files_of(leaf: Any) -> list[tuple[Path, Path]]:
     return [(Path(root, path), Path(root, folder)) for path, folder in zip(paths, prefixes, strict=True)]
 
 
-def check_data(cfg: Config, splits: Sequence[str], root: Path) -> None:
-    """Raises InputError unless annotations are there, fit the config, and every image file has an image's beginning.
+def check_data(cfg: Config, splits: Sequence[str], root: Path) -> dict[str, int]:
+    """Each class's label, if annotations are there, fit the config, and every image file has an image's beginning.
 
     Args:
         root: --data-path.
+
+    Raises:
+        InputError: something is missing or wrong.
     """
     if not root.is_dir():
         raise InputError(f"--data-path {root} is not a folder")
@@ -228,6 +316,7 @@ def check_data(cfg: Config, splits: Sequence[str], root: Path) -> None:
             for path, folder in files_of(leaf):
                 labels = check_file(cfg, leaf, split, root, path, folder, wanted)
                 check_labels(known, labels, path)
+    return {name: label for name, (label, _) in known.items()}
 
 
 def check_file(
@@ -325,7 +414,7 @@ Rule = tuple[str, Callable[[Any], bool], str]
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max  # which a NaN is not
 
 
 def _is_box(value: Any) -> bool:
@@ -378,6 +467,8 @@ def check_entries(path: Path, kind: str, entries: Sequence[Any], rules: Sequence
     """Raises InputError unless every entry has what the rules ask for and an id of its own."""
     found = (_problem(kind, place, entry, rules) for place, entry in enumerate(entries))
     _refuse(path, [problem for problem in found if problem])
+    if len({isinstance(entry["id"], str) for entry in entries}) > 1:
+        raise InputError(f"{path}: ids of {kind} entries must be all numbers or all strings")
     ids = Counter(entry["id"] for entry in entries)
     _refuse(path, [f"{count} entries have the {kind} id {name!r}" for name, count in ids.items() if count > 1])
 
@@ -392,7 +483,7 @@ def check_annotations(leaf: Any, path: Path, training: bool) -> dict[str, list[d
     if raw.startswith(codecs.BOM_UTF8) and not _is_ours(leaf.type, CocoDataset):
         raise InputError(f"{path} begins with a byte order mark, which {leaf.type} does not read: save it without")
     try:
-        content = json.loads(raw)
+        content = json.loads(raw.decode("utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no JSON file: {error}") from error
     parts = ("images", "annotations", "categories")

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from mmdet.datasets import CocoDataset as StockCocoDataset
 from mmdet.datasets.api_wrappers import COCO
+from mmdet.datasets.api_wrappers import COCOeval as StockCOCOeval
 from mmdet.datasets.dataset_wrappers import MultiImageMixDataset as StockMultiImageMixDataset
 from mmdet.datasets.pipelines import (
     Collect,
+    Compose,
     DefaultFormatBundle,
     FilterAnnotations,
     LoadAnnotations,
@@ -34,6 +36,7 @@ from torch.utils.data import get_worker_info
 from .cache import ImageCache, file_stamp
 from .coco_eval import COCOeval
 from .images import Array, Deferred, EncodedImage, pixels
+from .patches import has_own
 from .pipelines import MixUp, Mosaic, RandomAffine, Results, YOLOXHSVRandomAug
 from .seeds import seed_everything
 
@@ -118,6 +121,9 @@ class CocoDataset(StockCocoDataset):
     somebody asks for `coco`, which then counts again.
 
     In data-loading workers `data_infos` cannot be changed, as they have a packed copy of it.
+
+    Attributes:
+        label_names: the class of each label, in the order of the annotation file, which MMDetection follows.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -134,6 +140,7 @@ class CocoDataset(StockCocoDataset):
         """See the stock class."""
         with _without_byte_order_mark(ann_file) as readable:
             infos: list[dict[str, Any]] = super().load_annotations(readable)
+        self.label_names = [self.coco.cats[id_]["name"] for id_ in self.cat_ids]
         return infos
 
     @cached_property
@@ -207,9 +214,10 @@ class CocoDataset(StockCocoDataset):
         return found
 
     def evaluate_det_segm(self, *args: Any, **kwargs: Any) -> Any:
-        """See the stock class; see `yolox_plugin.coco_eval`."""
+        """See the stock class; with `yolox_plugin.coco_eval` in the place of pycocotools' class."""
         theirs = mmdet.datasets.coco.COCOeval
-        mmdet.datasets.coco.COCOeval = COCOeval
+        if theirs is StockCOCOeval:
+            mmdet.datasets.coco.COCOeval = COCOeval
         try:
             return super().evaluate_det_segm(*args, **kwargs)
         finally:
@@ -220,10 +228,14 @@ def _is_standard(dataset: Any) -> bool:
     """Whether its samples are an image as OpenCV reads it and boxes."""
     if type(dataset) is not CocoDataset or dataset.proposals is not None or dataset.test_mode:
         return False
+    if type(dataset.pipeline) is not Compose or has_own(dataset, ("__getitem__", "prepare_train_img")):
+        return False
     transforms = dataset.pipeline.transforms
     if [type(transform) for transform in transforms] != [LoadImageFromFile, LoadAnnotations]:
         return False
     load = transforms[0]
+    if has_own(load, ["__call__"]) or has_own(dataset.pipeline, ["__call__"]):
+        return False
     options = (load.color_type, load.channel_order, load.to_float32, load.file_client_args)
     return options == ("color", "bgr", False, {"backend": "disk"})
 
@@ -333,7 +345,8 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
             transform.img_to_float = False
 
     def end_epoch(self) -> None:
-        """Ends what `keep_uint8` began, but for workers that live on."""
+        """Ends what `start_epoch` and `keep_uint8` began, but for samples of workers that live on."""
+        self._position.fill_(-1)
         for transform in self._kept_uint8:
             transform.img_to_float = True
         self._kept_uint8 = []

@@ -5,19 +5,24 @@ python -m yolox_plugin.demo
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 
 from mmdet.datasets import build_dataset
 
-from . import launch, results
+from . import checks, launch, results
 from . import test as testing
 from . import train as training
 from .demo_data import make_dataset
 
 CONFIG = "yolox_demo"
 MARKER = ".made-by-yolox-demo"
+# What a demo writes. Anything else in its folder is somebody's.
+MADE = re.compile(
+    r"config\.py|result\.json|(curves|detections)\.png|(latest|epoch_\d+)\.pth|\d+_\d+\.log(\.json)?|tf_logs/.*"
+)
 
 
 def main() -> int:
@@ -38,14 +43,25 @@ def main() -> int:
                 f"--work-dir {args.work_dir} holds something else than a training run of this demo,"
                 f" {strange[0]}: name another"
             )
-        shutil.rmtree(args.work_dir.resolve())
     if not args.data_path.exists():
         make_dataset(args.data_path)
-    args.work_dir.resolve().mkdir(parents=True)
+    common = options(args)
+    try:
+        cfg = launch.load_config(training.parser().parse_args(common))
+        checks.check_data(cfg, ("train", "val"), args.data_path.absolute())
+    except checks.InputError as error:
+        parser.error(str(error))
+    for path in args.work_dir.iterdir() if args.work_dir.exists() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    args.work_dir.resolve().mkdir(parents=True, exist_ok=True)
     try:
         return run(args)
     finally:
-        (args.work_dir / MARKER).write_text(json.dumps(files_in(args.work_dir)))
+        made = {name: written for name, written in files_in(args.work_dir).items() if MADE.fullmatch(name)}
+        (args.work_dir / MARKER).write_text(json.dumps(made))
 
 
 def files_in(folder: Path) -> dict[str, int]:
@@ -56,14 +72,21 @@ def files_in(folder: Path) -> dict[str, int]:
 
 def not_made_here(work_dir: Path) -> list[str]:
     """The files in it that no earlier demo has left there, or that somebody has written to since."""
-    marker = work_dir / MARKER
-    made = json.loads(marker.read_text()) if marker.is_file() else {}
+    try:
+        made = json.loads((work_dir / MARKER).read_text())
+    except (FileNotFoundError, ValueError):  # none, or one that somebody has written to
+        made = {}
     return [name for name, written in files_in(work_dir).items() if made.get(name) != written]
+
+
+def options(args: argparse.Namespace) -> list[str]:
+    """Those that training and testing share."""
+    return [f"--config={CONFIG}", f"--data-path={args.data_path}", f"--work-dir={args.work_dir}", "--device=cpu"]
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains, evaluates and draws; returns the exit status."""
-    common = [f"--config={CONFIG}", f"--data-path={args.data_path}", f"--work-dir={args.work_dir}", "--device=cpu"]
+    common = options(args)
     status = training.main([*common, f"--seed={args.seed}", *([f"--epochs={args.epochs}"] if args.epochs else [])])
     if status:
         return status

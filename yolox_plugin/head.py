@@ -15,8 +15,9 @@ from torch import Tensor
 
 from yolox_ops import yolox_detect
 
-from .assigner import has_own, is_plain
+from .assigner import is_plain
 from .losses import masked_losses
+from .patches import has_own
 from .targets import assign, carry, constant, decode, gather_targets, remembered
 
 _PREDICTIONS = ("cls_scores", "bbox_preds", "objectnesses")
@@ -186,7 +187,8 @@ class YOLOXHead(StockYOLOXHead):
             or has_own(self, _DETECTION_PIECES)
             or has_own(StockYOLOXHead, ["get_bboxes"])
             or torch._C._get_tracing_state() is not None
-            or (torch.is_grad_enabled() and any(level.requires_grad for level in bbox_preds))
+            or not 0 <= cfg.nms.get("iou_threshold", 0) <= 1
+            or (torch.is_grad_enabled() and any(t.requires_grad for t in (*cls_scores, *bbox_preds, *objectnesses)))
         ):
             stock: list[tuple[Tensor, Tensor]] = super().get_bboxes(
                 cls_scores, bbox_preds, objectnesses, img_metas, cfg, rescale, with_nms

@@ -15,7 +15,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from .checks import InputError, leaves
+from .checks import InputError, described, leaves
 
 CONFIG_DIRS = (Path(__file__).parent / "configs", Path(mmdet.__file__).parent / ".mim/configs/yolox")
 SPLITS = {"train": "train2017", "val": "val2017", "test": "val2017"}
@@ -31,6 +31,15 @@ TORCHRUN_OPTIONS = (
 )  # fmt: skip
 
 
+class KeyValues(DictAction):
+    """mmcv's action, which fails for words without a `=`."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if strange := [value for value in values if "=" not in value]:
+            raise argparse.ArgumentError(self, f"must be KEY=VALUE, got {strange[0]}")
+        super().__call__(parser, namespace, values, option_string)
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of both entry points. Underscores may stand for hyphens (`options_of`)."""
     add = parser.add_argument
@@ -42,7 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("npu", "cuda", "cpu"), help="default: the first of these that is there")
     add("--work-dir", type=path, metavar="DIR", help="where everything is written (default: work_dirs/NAME)")
     add("--batch-size", type=positive, metavar="N", help="images a device")
-    add("--cfg-options", nargs="+", action=DictAction, default={}, metavar="KEY=VALUE", help="changes to the config")
+    add("--cfg-options", nargs="+", action=KeyValues, default={}, metavar="KEY=VALUE", help="changes to the config")
     several = parser.add_argument_group("several machines", "handed on to torchrun; the same command on each machine")
     for option in TORCHRUN_OPTIONS:
         several.add_argument(option, metavar="...")
@@ -89,23 +98,24 @@ def load_config(args: argparse.Namespace) -> Config:
     file = path(args.config) if args.config.endswith(".py") else known.get(args.config)
     if file is None or not file.is_file():
         raise InputError(f"--config must be a file or one of {', '.join(known)}, got {args.config}")
-    try:
-        cfg = replace_cfg_vals(Config.fromfile(str(file)))
-    except (SyntaxError, FileNotFoundError) as error:  # of it, or of one that it is based on
-        raise InputError(f"--config {args.config}: {error}") from error
+    cfg = described(f"file {file}", lambda: replace_cfg_vals(Config.fromfile(str(file))))
+    if not isinstance(cfg.get("data"), dict) or not isinstance(cfg.get("model"), dict):
+        raise InputError(f"--config {args.config} must have model and data")
     for split, name in SPLITS.items():
         if cfg.get("data", {}).get(split) is None:
             raise InputError(f"--config {args.config} has no data.{split}")
         point_to(cfg, split, args.data_path.absolute(), name)
-    cfg.merge_from_dict(args.cfg_options)
-    cfg = compat_loaders(cfg)
+    described("--cfg-options", lambda: cfg.merge_from_dict(args.cfg_options))
+    cfg = described("shape", lambda: compat_loaders(cfg))
     for key, value in DEFAULTS.items():
         if cfg.get(key) is None:
             cfg[key] = copy.deepcopy(value)
     cfg.work_dir = str(args.work_dir or Path("work_dirs") / file.stem)
     cfg.device = args.device or get_device()
     # So that the config that is written beside the checkpoints also works with MMDetection's own tools.
-    cfg.custom_imports = {"imports": ["yolox_plugin"], "allow_failed_imports": False}
+    imports = cfg.get("custom_imports") or {}
+    names = [name for name in listed(imports.get("imports") or []) if name != "yolox_plugin"]
+    cfg.custom_imports = {"allow_failed_imports": False, **imports, "imports": [*names, "yolox_plugin"]}
     return cfg
 
 

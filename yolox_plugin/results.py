@@ -77,9 +77,13 @@ def speed(log: list[dict[str, Any]], images: int) -> dict[str, Any]:
 def accuracy(figures: dict[str, Any], has_gts: bool = True) -> dict[str, float | None]:
     """pycocotools' figures under short names; of sizes without any gt they are -1.
 
-    All are 0 if nothing was detected, of which MMDetection returns none, and None if there was no gt at all.
+    All are 0 if nothing was detected, of which MMDetection returns none, and None if there was no gt at all. None are
+    those that the config's `evaluation` did not ask for.
     """
-    return {name: float(figures.get(f"bbox_{key}", 0.0)) if has_gts else None for name, key in FIGURES.items()}
+    asked = {name: figures.get(f"bbox_{key}") for name, key in FIGURES.items()}
+    if not any(key.startswith(("bbox_", "AR")) for key in figures):
+        asked = dict.fromkeys(FIGURES, 0.0)
+    return {name: float(value) if has_gts and value is not None else None for name, value in asked.items()}
 
 
 def versions() -> dict[str, str]:

@@ -69,9 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def check(args: argparse.Namespace, cfg: Config) -> None:
     """Raises InputError for whatever would fail later, or overwrite something."""
     checks.check_devices(cfg.device, args.devices)
-    checks.check_data(cfg, ["test"], args.data_path.absolute())
+    labels = checks.check_data(cfg, ["test"], args.data_path.absolute())
     content = checks.check_checkpoint(cfg, "--pth-path", args.pth_path)
     checks.check_trained_classes(cfg, content)
+    checks.check_labels_of(content.get("meta") or {}, "--pth-path", args.pth_path, labels)
     checks.check_folder("--work-dir", Path(cfg.work_dir))
     checks.check_replaceable(Path(cfg.work_dir))
     if args.save_dir is not None:

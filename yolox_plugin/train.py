@@ -30,6 +30,7 @@ from mmdet.utils import get_root_logger, setup_multi_processes
 
 from . import checks, launch, results
 from .checks import InputError
+from .dataset import CocoDataset, data_sets_in
 from .distributed import init_process_group
 
 # Seconds since 1970, for the processes that a command starts, restarted ones too; it has checked everything.
@@ -100,8 +101,7 @@ def configure(args: argparse.Namespace) -> Config:
     cfg.auto_resume = False  # `train` says where to go on from
     if "evaluation" not in cfg:
         cfg.evaluation = {}  # MMDetection evaluates every epoch then; None stands for none
-    if not isinstance(cfg.custom_hooks, list):
-        cfg.custom_hooks = [cfg.custom_hooks]
+    cfg.custom_hooks = list(launch.listed(cfg.custom_hooks))
     for hook in cfg.custom_hooks:
         if hook.get("type") in CLOSING:
             hook.setdefault("num_last_epochs", CLOSING[hook.type])
@@ -124,17 +124,31 @@ def check(args: argparse.Namespace, cfg: Config) -> None:
     """Raises InputError for whatever would fail later, or overwrite something."""
     checks.check_devices(cfg.device, args.devices)
     checks.check_precision(cfg, args.amp)
+    checks.check_parts(cfg)
     check_recipe(args, cfg)
-    checks.check_data(cfg, ("train", "val") if validates(args, cfg) else ("train",), args.data_path.absolute())
+    splits = ("train", "val") if validates(args, cfg) else ("train",)
+    labels = checks.check_data(cfg, splits, args.data_path.absolute())
     work_dir = Path(cfg.work_dir)
     checks.check_folder("--work-dir", work_dir)
-    newest = checks.newest_checkpoint(work_dir)
-    if not args.resume:
-        checks.check_new(work_dir)
-    elif newest:
-        checks.check_resumable(cfg, newest)
-    checks.check_initial_weights("load_from", cfg.load_from)
-    checks.check_initial_weights("resume_from", cfg.resume_from)
+    checks.check_new(work_dir, args.resume)
+    checks.check_initial_weights(cfg, "load_from", cfg.load_from)
+    checks.check_initial_weights(cfg, "resume_from", cfg.resume_from)
+    newest = checks.newest_checkpoint(work_dir) if args.resume else None
+    if newest:
+        checks.check_resumable(cfg, "--resume", newest, length_of(args, cfg), labels)
+    elif cfg.resume_from and "://" not in cfg.resume_from:
+        checks.check_resumable(cfg, "resume_from", Path(cfg.resume_from), length_of(args, cfg), labels)
+    # mmcv writes it so into config.py and checkpoints; it fails at a string with an apostrophe.
+    checks.described("text, in which no string may have an apostrophe,", lambda: cfg.pretty_text)
+
+
+def length_of(args: argparse.Namespace, cfg: Config) -> dict[str, int]:
+    """How many epochs, or iterations, a run of this command has in all."""
+    if args.iterations:
+        return {"iter": args.iterations}
+    if "max_epochs" not in cfg.runner:
+        return {} if args.performance else {"iter": cfg.runner.max_iters}
+    return {"epoch": args.epochs or (1 if args.performance else cfg.runner.max_epochs)}
 
 
 def check_recipe(args: argparse.Namespace, cfg: Config) -> None:
@@ -252,6 +266,12 @@ def agreed(value: Any) -> Any:
     return found[0]
 
 
+def labels_of(dataset: Any) -> dict[str, list[str]]:
+    """What a checkpoint tells of the numbering of classes, in which MMDetection follows the annotation file."""
+    leaves = [part for part in data_sets_in(dataset) if isinstance(part, CocoDataset)]
+    return {"LABELS": leaves[0].label_names} if leaves else {}
+
+
 def train(args: argparse.Namespace, cfg: Config, start: float, resume: bool) -> None:
     """One process of a training that began at `start`, from the process group to result.json.
 
@@ -262,7 +282,7 @@ def train(args: argparse.Namespace, cfg: Config, start: float, resume: bool) -> 
     setup_multi_processes(cfg)
     set_random_seed(args.seed)
     cfg.gpu_ids = list(range(world_size))
-    dataset = build_dataset(cfg.data.train)
+    dataset = checks.described("data.train", lambda: build_dataset(cfg.data.train))
     per_epoch = iterations_in(dataset, cfg, distributed=world_size > 1)
     epochs, iterations = args.epochs, args.iterations
     if args.performance and not epochs and not iterations:
@@ -272,7 +292,7 @@ def train(args: argparse.Namespace, cfg: Config, start: float, resume: bool) -> 
     if "max_epochs" in cfg.runner and not epochs:  # or they have been made to fit
         check_lengths(cfg, per_epoch)
     log_often(cfg, min(min(length, iterations or length) // 20, per_epoch))
-    model = build_detector(cfg.model)
+    model = checks.described("model", lambda: build_detector(cfg.model))
 
     work_dir = Path(cfg.work_dir)
     stamp = time.strftime("%Y%m%d_%H%M%S")
@@ -287,9 +307,10 @@ def train(args: argparse.Namespace, cfg: Config, start: float, resume: bool) -> 
     if cfg.get("channels_last"):
         model.to(memory_format=torch.channels_last)
     model.CLASSES = dataset.CLASSES
-    meta = {"CLASSES": dataset.CLASSES, "seed": args.seed, "config": cfg.pretty_text}
+    about = {"CLASSES": dataset.CLASSES, **labels_of(dataset)}
+    meta = {**about, "seed": args.seed, "config": cfg.pretty_text}
     if cfg.checkpoint_config is not None:
-        cfg.checkpoint_config.meta = {"CLASSES": dataset.CLASSES}
+        cfg.checkpoint_config.meta = about
     if iterations:
         cfg.custom_hooks.append({"type": "StopHook", "iterations": iterations, "priority": "LOWEST"})
     newest = agreed(checks.newest_checkpoint(work_dir)) if resume else None

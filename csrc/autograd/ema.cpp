@@ -11,11 +11,10 @@ void ema_update_(at::TensorList average, at::TensorList value, double momentum) 
   using Signature = void(at::TensorList, at::TensorList, double);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("yolox_ops::ema_update_", "").typed<Signature>();
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    op.call(average, value, momentum);
-  }
+  // First, as it refuses inference tensors outside of inference mode, before anything is changed.
   for (const at::Tensor& tensor : average) tensor.unsafeGetTensorImpl()->bump_version();
+  at::AutoDispatchBelowADInplaceOrView guard;
+  op.call(average, value, momentum);
 }
 
 }  // namespace

@@ -58,6 +58,13 @@ def test_inference_tensors():
     assert average.tolist() == [0.5] * 3
     with pytest.raises(RuntimeError, match="Inplace update to inference tensor outside InferenceMode"):
         ema_update_([average], [torch.zeros(3)], 0.5)
+    assert average.tolist() == [0.5] * 3
+
+
+def test_lists_that_can_be_read_once():
+    average = torch.ones(3)
+    ema_update_((t for t in [average]), (torch.zeros(3) for _ in range(1)), 0.25)
+    assert average.tolist() == [0.75] * 3
 
 
 def test_overlapping_memory_is_refused():

@@ -171,6 +171,20 @@ def test_stock_data_sets_keep_their_evaluator(mixed_dataset):
     assert stock.COCOeval is stock_coco_eval is SlowCOCOeval
 
 
+def test_somebodys_own_evaluator_is_asked(mixed_dataset, monkeypatch):
+    import mmdet.datasets.coco as stock
+
+    class Mine(SlowCOCOeval):
+        def summarize(self):
+            super().summarize()
+            self.stats[0] = 0.123
+
+    monkeypatch.setattr(stock, "COCOeval", Mine)
+    results = [[np.array([[1.0, 1, 30, 30, 0.5]])] * 5 for _ in mixed_dataset.dataset.data_infos]
+    assert mixed_dataset.dataset.evaluate(results)["bbox_mAP"] == 0.123
+    assert stock.COCOeval is Mine
+
+
 def test_a_file_without_the_last_classes(data_root, caplog):
     """Detections of classes that the annotations do not have are none of the figures' business; stock fails at them."""
     from mmdet.datasets import build_dataset

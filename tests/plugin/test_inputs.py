@@ -254,6 +254,13 @@ def test_nothing_to_evaluate_with(train, config, copy, tmp_path, capfd):
     assert "Final Test Accuracy : not measured" in capfd.readouterr().out
 
 
+def test_figures_that_were_not_asked_for():
+    """By `evaluation=dict(metric_items=...)`, or of another metric."""
+    some = results.accuracy({"bbox_mAP_50": 0.3, "bbox_mAP_copypaste": "0.1 0.3"})
+    assert some == dict.fromkeys(results.FIGURES) | {"AP50": 0.3}
+    assert results.accuracy({"AR@100": 0.5}) == dict.fromkeys(results.FIGURES)
+
+
 def test_nothing_detected_is_0():
     assert results.accuracy({}) == dict.fromkeys(results.FIGURES, 0.0)
 
@@ -277,8 +284,24 @@ def test_nothing_detected_is_0():
         (["--cfg-options", "data.val.ann_file=/nowhere.json"], "/nowhere.json, the ann_file of data.val,"),
         (["--cfg-options", "load_from=/nowhere.pth"], "load_from='/nowhere.pth' does not exist"),
         (["--cfg-options", "resume_from=FILE"], "resume_from: "),
+        (["--config=STRANGE"], "NameError: name 'undefined' is not defined"),
+        (["--cfg-options", "data=1"], "shape cannot be: TypeError"),
+        (["--cfg-options", "runner.max_epochs=0"], "runner.max_epochs must be a whole number of 1 or more, got 0"),
+        (["--cfg-options", "runner.max_epochs=two"], "must be a whole number of 1 or more, got 'two'"),
+        (["--cfg-options", "optimizer.type=Sgd"], "optimizer cannot be: KeyError: 'Sgd is not in the optimizer"),
+        (["--cfg-options", "custom_hooks.0.type=Hooky"], "'Hooky is not in the hook registry'"),
+        (["--cfg-options", "lr_config.policy=Straight"], "lr_config cannot be: KeyError: 'StraightLrUpdaterHook is"),
+        (["--cfg-options", "evaluation.metric=boxes"], "evaluation.metric must be among bbox, proposal, proposal_fast"),
+        (["--cfg-options", "data.train.cache=rom"], "data.train cannot be: ValueError: cache must be one of ram, disk"),
+        (["--cfg-options", "data.train.dataset.nonsense=1"], "data.train cannot be: TypeError: "),
+        (["--cfg-options", "checkpoint_config.out_dir=/elsewhere"], "checkpoint_config.out_dir is not supported"),
+        (["--cfg-options", "load_from=OTHER"], "has no tensor of the config's model"),
+        (["--cfg-options", "resume_from=OTHER"], "has no tensor of the config's model"),
+        (["--cfg-options", "log_level=it's"], "no string may have an apostrophe"),
         (["--work-dir=FILE"], "is not a folder"),
         (["--work-dir=FILE/below"], "is not a folder"),
+        (["--work-dir=LINK"], "is not a folder"),
+        ([f"--work-dir={'x' * 300}"], "has a name of 300 bytes, of 255 that there may be"),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be(train, data, tmp_path, options, words):
@@ -287,7 +310,11 @@ def test_options_that_cannot_be(train, data, tmp_path, options, words):
     (tmp_path / "file").write_text("")
     (tmp_path / "broken.py").write_text("model = dict(")
     (tmp_path / "baseless.py").write_text("_base_ = 'absent_base.py'")
-    places = {"FILE": "file", "BROKEN": "broken.py", "BASELESS": "baseless.py"}
+    (tmp_path / "strange.py").write_text("model = undefined")
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    places = {"FILE": "file", "BROKEN": "broken.py", "BASELESS": "baseless.py", "STRANGE": "strange.py",
+              "LINK": "link", "OTHER": "other.pth"}  # fmt: skip
     for word, name in places.items():
         options = [option.replace(word, str(tmp_path / name)) for option in options]
     assert words in sentence(*train(data, *options))
@@ -303,6 +330,7 @@ def test_options_that_cannot_be(train, data, tmp_path, options, words):
         ["--seed=-1"],
         ["--seed=4294967296"],
         ["--max-restarts=-1"],
+        ["--data-path=x", "--cfg-options", "nonsense"],
         [],
     ],
 )
@@ -425,6 +453,63 @@ def test_pictures_that_would_cost_a_file(draw, copy, tmp_path, change, save_dir,
     before = inputs(tmp_path)
     assert words in sentence(*draw(copy, tmp_path / save_dir))
     assert inputs(tmp_path) == before
+
+
+def reverse_categories(content):
+    content["categories"].reverse()
+
+
+def test_labels_are_numbered_as_in_the_training(draw, train, checkpoint, copy, tmp_path):
+    """MMDetection numbers classes as the file lists them: another order makes other classes of a network's answers."""
+    content = torch.load(checkpoint)
+    content["meta"] = {"CLASSES": demo_data.CLASSES, "LABELS": list(demo_data.CLASSES), "epoch": 1, "iter": 4}
+    trained = tmp_path / "trained.pth"
+    torch.save(content, trained)
+    for split in ("train", "val"):
+        changed(copy, reverse_categories, split)
+    words = "was trained with disc as label 0, but the annotations make it 4"
+    assert words in sentence(*draw(copy, tmp_path / "pictures", f"--pth-path={trained}"))
+    assert words in sentence(*train(copy, "--cfg-options", f"resume_from={trained}"))
+
+
+def test_resuming_what_cannot_go_on(train, config, data, tmp_path):
+    cfg = testing.launch.load_config(training.parser().parse_args([f"--data-path={data}", f"--config={config}"]))
+    model = checks.build_detector(cfg.model)
+    whole = {"state_dict": model.state_dict(), "meta": {"epoch": 3, "iter": 12}}
+    adam = torch.optim.AdamW(model.parameters()).state_dict()
+    trials = [
+        ({"state_dict": whole["state_dict"]}, [], "has weights alone, of no training that could go on"),
+        (whole, ["--epochs=3"], "has 3 of 3 epochs: nothing is left to train"),
+        (whole, ["--performance"], "has 3 of 1 epochs: nothing is left to train"),
+        (whole, ["--iterations=5"], "has 12 of 5 iters: nothing is left to train"),
+        (whole | {"optimizer": adam}, [], "with other groups of parameters in its optimizer"),
+    ]
+    work_dir = tmp_path / "run"
+    work_dir.mkdir()
+    for content, options, words in trials:
+        torch.save(content, work_dir / "epoch_3.pth")
+        assert words in sentence(*train(data, "--resume", *options))
+        assert [path.name for path in work_dir.iterdir()] == ["epoch_3.pth"]
+
+
+def test_a_resume_without_a_run_overwrites_nothing(train, data, tmp_path):
+    mine = tmp_path / "run/config.py"
+    mine.parent.mkdir()
+    mine.write_text("mine = True")
+    assert "has a config.py that would be overwritten" in sentence(*train(data, "--resume"))
+    assert mine.read_text() == "mine = True"
+
+
+def test_the_users_own_imports_stay(config, data, tmp_path, monkeypatch):
+    (tmp_path / "own_module_of_mine.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    changed_config = tmp_path / "own.py"
+    changed_config.write_text(
+        config.read_text().replace('imports=["yolox_plugin"]', 'imports=["own_module_of_mine", "yolox_plugin"]')
+    )
+    for file, names in ((config, ["yolox_plugin"]), (changed_config, ["own_module_of_mine", "yolox_plugin"])):
+        cfg = testing.launch.load_config(training.parser().parse_args([f"--data-path={data}", f"--config={file}"]))
+        assert cfg.custom_imports == {"imports": names, "allow_failed_imports": False}
 
 
 @pytest.mark.parametrize(

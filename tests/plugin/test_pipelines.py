@@ -238,6 +238,43 @@ def test_other_numbers_of_images_to_mix(images, name, others):
     assert outcomes[0] == outcomes[1]
 
 
+@pytest.mark.parametrize("where", ["file", "instance", "class", "pipeline"])
+def test_patches_of_loading_are_called(images, monkeypatch, where):
+    calls = []
+
+    def patch(thing, name):
+        stock = getattr(thing, name)
+        monkeypatch.setattr(thing, name, lambda *args, **kwargs: calls.append(name) or stock(*args, **kwargs))
+
+    data = build(images, standard())
+    if where == "file":
+        patch(stock_pipelines.LoadImageFromFile, "__call__")
+    elif where == "instance":
+        patch(data.dataset, "prepare_train_img")
+    elif where == "class":
+        patch(StockCocoDataset, "prepare_train_img")
+    else:
+        own = type(
+            "Own", (Compose,), {"__call__": lambda self, sample: calls.append(1) or super(Own, self).__call__(sample)}
+        )
+        Own = own
+        data.dataset.pipeline = own(data.dataset.pipeline.transforms)
+    same(draw(data, 0, 1), draw(build_stock(images, standard()), 0, 1))
+    assert calls
+
+
+def test_a_later_loader_has_its_own_seeds(images):
+    data = build(images, standard())
+    data.start_epoch(seed=0, epoch=0, rank=0)
+    data.end_epoch()
+    seen = []
+    for seed in (1, 2):
+        loader = DataLoader(data, num_workers=1, collate_fn=lambda samples: samples[0]["img"].data,
+                            worker_init_fn=lambda worker, seed=seed: np.random.seed(seed))  # fmt: skip
+        seen.append(next(iter(loader)))
+    assert not torch.equal(*seen)
+
+
 def test_without_any_step(images):
     ours, theirs = (make(images, []) for make in (build, build_stock))
     np.testing.assert_equal(ours[0], theirs[0])
@@ -446,6 +483,16 @@ def test_what_was_written_before_a_crash_of_the_machine_is_not_believed(images, 
     cached = build(images, standard(), cache="disk", cache_dir=str(tmp_path))
     assert not cached._cache._stamps.any()
     same(draw(cached, 0, 1), draw(build(images, standard()), 0, 1))
+
+
+def test_sizes_that_nobody_has_memory_for(images):
+    plain, cached = (build(images, standard(), **options) for options in ({}, {"cache": "ram"}))
+    infos = [dict(info) for info in plain.dataset.data_infos]
+    infos[1]["width"] = infos[2]["height"] = 10**9
+    plain.dataset.data_infos = infos
+    cache = caches.ImageCache({info["filename"]: (info["height"], info["width"]) for info in infos}, "ram", None, "")
+    assert cache._count == 1
+    same(draw(cached, 0, 1), draw(plain, 0, 1))
 
 
 def test_what_a_cache_refuses(images):

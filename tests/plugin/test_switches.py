@@ -73,6 +73,19 @@ def test_parts(env, classes, message):
     assert lines[0].endswith(f"replaced in MMDetection: {message}")
 
 
+def test_a_class_that_somebody_has_patched_stays():
+    """Before the import; the patch would be lost with the class."""
+    patch = (
+        "from mmdet.datasets.pipelines import Mosaic\n"
+        "from mmdet.models import YOLOXHead\n"
+        "Mosaic._mosaic_transform = lambda self, results: results\n"
+        "YOLOXHead.__repr__ = lambda self: 'a head'\n"  # of which the plugin has no code of its own
+    )
+    result = run(patch + PROGRAM)
+    assert result.stdout.strip() == f"assigner head {TRAINING} {' '.join(3 * ['pipeline'])}", result.stderr
+    assert "; left: Mosaic (somebody has patched it)" in result.stderr
+
+
 def test_only_one_rank_speaks():
     result = run(RANK="3")
     assert result.stdout.strip() == f"assigner head {TRAINING} {PIPELINE}"
