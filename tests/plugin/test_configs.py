@@ -392,9 +392,8 @@ def test_a_file_of_the_users_is_not_overwritten(train, tmp_path, name):
 def test_other_weights_in_the_work_directory_are_no_run(train, tmp_path, devices):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/pretrained_yolox_m.pth").write_bytes(b"weights")
-    options = ["--epochs=1", f"--devices={devices}", "--batch-size=2"]
-    for resume in ([], ["--resume"]):
-        status, error = train(steps, *options, *resume)
+    for options in (["--epochs=1"], ["--epochs=2", "--resume"]):
+        status, error = train(steps, *options, f"--devices={devices}", "--batch-size=2")
         assert status == 0, error[-2000:]
     assert (tmp_path / "run/pretrained_yolox_m.pth").read_bytes() == b"weights"
 

@@ -372,6 +372,8 @@ def test_memory_of_the_workers_stays_flat(tmp_path, private_bytes):
     }  # fmt: skip
     dataset = build_dataset({"type": "MultiImageMixDataset", "dataset": annotated, "pipeline": [{"type": "Blank"}]})
     del images, annotations
+    for part in data_sets_in(dataset):  # as the runner does; without it, workers copy the list of images, once
+        part.pack_for_workers()
     loader = DataLoader(dataset, batch_size=100, num_workers=2, persistent_workers=True, collate_fn=len, shuffle=True)
     grown = []
     for epoch in range(20):
