@@ -1,31 +1,38 @@
 """What is checked before a run writes anything. What cannot be is an `InputError`, what is only odd a warning."""
 
 import codecs
+import contextlib
 import copy
+import inspect
+import io
 import json
+import logging
 import os
 import re
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import mmdet.datasets
+import numpy as np
 import torch
 from mmcv import Config, build_from_cfg
 from mmcv.runner import HOOKS, build_optimizer
+from mmdet.core import DistEvalHook, EvalHook
 from mmdet.datasets import DATASETS
 from mmdet.models import DETECTORS, build_detector
+from torch.utils.data import DataLoader
 
 from .checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint
 from .dataset import CocoDataset, MultiImageMixDataset
 from .detector import YOLOX
 
 MAX_NAME = 255  # bytes
-METRICS = ("bbox", "proposal", "proposal_fast")  # that MMDetection has for boxes
 MIN_SIZE = 32  # pixels: MMDetection trains on no smaller images
 CHECKPOINT = re.compile(r"(?:.+_)?(?:epoch|iter)_(\d+)\.pth")
 # What a run writes under these names, besides checkpoints and logs.
@@ -99,11 +106,21 @@ def newest_checkpoint(work_dir: Path) -> Path | None:
     return max(numbered)[1] if numbered else None
 
 
+def has_run(work_dir: Path) -> bool:
+    """Whether there are checkpoints or logs in `work_dir`."""
+    return newest_checkpoint(work_dir) is not None or any(work_dir.glob("*.log")) or any(work_dir.glob("*.log.json"))
+
+
+def check_unmixed(work_dir: Path, resume: bool) -> None:
+    """Raises InputError if `work_dir` has a run that is not to go on."""
+    if has_run(work_dir) and not resume:
+        raise InputError(f"--work-dir {work_dir} has a run already: --resume goes on with it, or name another")
+
+
 def check_new(work_dir: Path, resume: bool) -> None:
     """Raises InputError if a run would overwrite, or mix with, something in `work_dir` that it does not go on with."""
-    if newest_checkpoint(work_dir) or any(work_dir.glob("*.log")) or any(work_dir.glob("*.log.json")):
-        if not resume:
-            raise InputError(f"--work-dir {work_dir} has a run already: --resume goes on with it, or name another")
+    check_unmixed(work_dir, resume)
+    if has_run(work_dir):
         return
     for name in WRITTEN:
         if os.path.lexists(work_dir / name):
@@ -123,8 +140,8 @@ def check_replaceable(work_dir: Path) -> None:
         raise InputError(f"--work-dir {work_dir} has a result.json that would be overwritten: name another")
 
 
-def check_checkpoint(cfg: Config, option: str, path: Path) -> dict[str, Any]:
-    """What is in a checkpoint file that has every tensor of the config's model, in its shape.
+def check_checkpoint(model: Any, option: str, path: Path) -> dict[str, Any]:
+    """What is in a checkpoint file that has every tensor of `model`, in its shape.
 
     Raises:
         InputError: the file is another one; `DamagedCheckpoint` from it if it is none at all.
@@ -136,7 +153,7 @@ def check_checkpoint(cfg: Config, option: str, path: Path) -> dict[str, Any]:
     except (DamagedCheckpoint, UnsafeCheckpoint) as error:
         kind = "" if isinstance(error, UnsafeCheckpoint) else " is no checkpoint"
         raise InputError(f"{option}{kind}: {error}") from error
-    found, wanted = content["state_dict"], build_detector(cfg.model).state_dict()
+    found, wanted = content["state_dict"], model.state_dict()
     unfit = [name for name, value in wanted.items() if name not in found or found[name].shape != value.shape]
     if unfit:
         name = unfit[0]
@@ -148,16 +165,24 @@ def check_checkpoint(cfg: Config, option: str, path: Path) -> dict[str, Any]:
     return content
 
 
-def check_resumable(cfg: Config, option: str, path: Path, length: dict[str, int], labels: dict[str, int]) -> None:
+class Parts(NamedTuple):
+    """What a config's recipe is made of, for checks alone."""
+
+    model: Any
+    optimizer: Any
+
+
+def check_resumable(parts: Parts, option: str, path: Path, length: dict[str, int], labels: dict[str, int]) -> None:
     """Raises InputError for a checkpoint of another model, optimizer or data set, for one that torch does not load, and
     if nothing is left to train; of a damaged one, the runner goes back to the one before.
 
     Args:
+        parts: of `check_parts`.
         length: how many of "epoch" or "iter" the training has.
         labels: of `check_data`.
     """
     try:
-        content = check_checkpoint(cfg, option, path)
+        content = check_checkpoint(parts.model, option, path)
     except InputError as error:
         if not isinstance(error.__cause__, DamagedCheckpoint):
             raise
@@ -169,9 +194,8 @@ def check_resumable(cfg: Config, option: str, path: Path, length: dict[str, int]
         if meta[unit] >= number:
             raise InputError(f"{option} {path} has {meta[unit]} of {number} {unit}s: nothing is left to train")
     check_labels_of(meta, option, path, labels)
-    optimizer = described("optimizer", lambda: build_optimizer(build_detector(cfg.model), copy.deepcopy(cfg.optimizer)))
     groups = [[len(group["params"]) for group in state["param_groups"]]
-              for state in (content.get("optimizer"), optimizer.state_dict()) if state]  # fmt: skip
+              for state in (content.get("optimizer"), parts.optimizer.state_dict()) if state]  # fmt: skip
     if len(groups) == 2 and groups[0] != groups[1]:
         raise InputError(f"{option} {path} is of a training with other groups of parameters in its optimizer")
 
@@ -204,9 +228,23 @@ def described(what: str, make: Callable[[], T]) -> T:
         raise InputError(f"the config's {what} cannot be: {type(error).__name__}: {text:.300}") from error
 
 
-def check_parts(cfg: Config) -> None:
-    """Raises InputError for parts of the recipe that their registries cannot build."""
-    described("optimizer", lambda: build_optimizer(build_detector(cfg.model), copy.deepcopy(cfg.optimizer)))
+def check_model(cfg: Config) -> Any:
+    """The config's detector.
+
+    Raises:
+        InputError: its registries cannot build it.
+    """
+    return described("model", lambda: build_detector(copy.deepcopy(cfg.model)))
+
+
+def check_parts(cfg: Config) -> Parts:
+    """The config's detector and optimizer.
+
+    Raises:
+        InputError: for parts of the recipe that their registries cannot build.
+    """
+    model = check_model(cfg)
+    optimizer = described("optimizer", lambda: build_optimizer(model, copy.deepcopy(cfg.optimizer)))
     for hook in cfg.custom_hooks:
         described(
             f"custom_hooks ({hook!r:.60})",
@@ -217,22 +255,54 @@ def check_parts(cfg: Config) -> None:
         kind = f"{policy.title() if str(policy).islower() else policy}LrUpdaterHook"  # as mmcv's runner finds it
         options = {key: value for key, value in cfg.lr_config.items() if key != "policy"}
         described("lr_config", lambda: build_from_cfg({**options, "type": kind}, HOOKS))
-    metrics = (cfg.get("evaluation") or {}).get("metric", "bbox")
-    for metric in metrics if isinstance(metrics, (list, tuple)) else [metrics]:
-        if metric not in METRICS:
-            raise InputError(f"the config's evaluation.metric must be among {', '.join(METRICS)}, got {metric!r}")
+    described("log_level", lambda: logging.Logger("").setLevel(cfg.log_level))
     for unit in ("max_epochs", "max_iters"):
         length = cfg.runner.get(unit, 1)
         if type(length) is not int or length < 1:
             raise InputError(f"the config's runner.{unit} must be a whole number of 1 or more, got {length!r}")
     saving = cfg.checkpoint_config or {}
-    if saving.get("out_dir") is not None:
-        raise InputError("the config's checkpoint_config.out_dir is not supported: --work-dir says where files go")
+    for part in ("checkpoint_config", "evaluation"):
+        if (cfg.get(part) or {}).get("out_dir") is not None:
+            raise InputError(f"the config's {part}.out_dir is not supported: --work-dir says where files go")
     if "max_epochs" in cfg.runner and not saving.get("by_epoch", True):
         warn("checkpoint_config.by_epoch=False: a resume goes on with the next epoch, as MMDetection's")
+    return Parts(model, optimizer)
 
 
-def check_initial_weights(cfg: Config, option: str, name: str | None) -> None:
+def check_evaluation(cfg: Config, distributed: bool) -> None:
+    """Raises InputError for what the config's `evaluation` asks for and MMDetection would refuse after an epoch."""
+    options = {key: value for key, value in cfg.evaluation.items() if key != "dynamic_intervals"}
+    hook_class = DistEvalHook if distributed else EvalHook
+    hook = described("evaluation", lambda: hook_class(DataLoader([]), **options))
+    described("evaluation", lambda: try_evaluation(cfg.data.val, hook))
+
+
+def try_evaluation(leaf: Any, hook: Any) -> None:
+    """Evaluates one image with one box in the way of `hook`, on a data set of val's kind."""
+    kind = DATASETS.get(leaf.type)
+    inspect.signature(kind.evaluate).bind(None, [], logger="silent", **hook.eval_kwargs)
+    if kind not in (CocoDataset, mmdet.datasets.CocoDataset):
+        return  # a user's own kind may want other results, and write files
+    classes = kind.get_classes(leaf.get("classes"))
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 64, "height": 64}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 40, 40], "area": 1600, "iscrowd": 0}],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(classes, 1)],
+    }
+    results = [[np.array([[8, 8, 48, 48, 0.9]] * (label == 0)).reshape(-1, 5) for label in range(len(classes))]]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        path = Path(folder, "one.json")
+        path.write_text(json.dumps(content))
+        dataset = kind(ann_file=str(path), pipeline=[], classes=classes, test_mode=True)
+        options = {**hook.eval_kwargs, "jsonfile_prefix": str(Path(folder, "one")), "logger": "silent"}
+        figures = dataset.evaluate(results, **options)
+    if hook.save_best not in (None, "auto", *figures):
+        raise InputError(
+            f"the config's evaluation.save_best must be 'auto' or one of {', '.join(figures)}, got {hook.save_best!r}"
+        )
+
+
+def check_initial_weights(model: Any, option: str, name: str | None) -> None:
     """Raises InputError for a file that is no checkpoint, or of quite another model; addresses of other stores are left
     to mmcv."""
     if not name or "://" in name:
@@ -243,7 +313,7 @@ def check_initial_weights(cfg: Config, option: str, name: str | None) -> None:
         found = read_checkpoint(name)["state_dict"]
     except (DamagedCheckpoint, UnsafeCheckpoint) as error:
         raise InputError(f"the config's {option}: {error}") from error
-    if not found.keys() & build_detector(cfg.model).state_dict().keys():
+    if not found.keys() & model.state_dict().keys():
         raise InputError(f"the config's {option}={name!r} has no tensor of the config's model")
 
 

@@ -3,6 +3,8 @@
 import argparse
 import copy
 import os
+import pprint
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,6 +121,13 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def text_of(cfg: Config) -> str:
+    """A config as the Python file that it would be read from. mmcv's own text breaks at apostrophes and backslashes."""
+    lines = (f"{name} = {pprint.pformat(value, width=120, sort_dicts=False)}\n" for name, value in cfg.items())
+    # Two braces are in strings alone; mmcv, which reads them, has names to fill in there.
+    return "".join(lines).replace("{{", r"{\x7b")
+
+
 def point_to(cfg: Config, split: str, root: Path, name: str) -> None:
     """Lets a split read COCO's files under `root`, or, if it has several annotation files, those of the same names.
 
@@ -168,6 +177,13 @@ def compat_loaders(cfg: Config) -> Config:
 def is_child() -> bool:
     """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def interrupted() -> int:
+    """The exit status after Ctrl-C. One of several processes leaves it to the command to say so."""
+    if not is_child():
+        print("error: stopped by SIGINT", file=sys.stderr)
+    return 128 + signal.SIGINT
 
 
 # A process of torchrun's, which finds modules where this one does: after `python -m` in the current folder as well, but

@@ -57,12 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cfg.work_dir = str(Path(cfg.work_dir, "test"))  # beside the training's files, none of which it replaces
         if not launch.is_child():
             check(args, cfg)
+        if launch.is_child() or (args.devices == 1 and args.nnodes is None):
+            test(args, cfg)
+            return 0
     except checks.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if launch.is_child() or (args.devices == 1 and args.nnodes is None):
-        test(args, cfg)
-        return 0
+    except KeyboardInterrupt:
+        return launch.interrupted()
     return launch.run_processes("yolox_plugin.test", arguments, args, cfg.device, restarts=0)
 
 
@@ -70,7 +72,7 @@ def check(args: argparse.Namespace, cfg: Config) -> None:
     """Raises InputError for whatever would fail later, or overwrite something."""
     checks.check_devices(cfg.device, args.devices)
     labels = checks.check_data(cfg, ["test"], args.data_path.absolute())
-    content = checks.check_checkpoint(cfg, "--pth-path", args.pth_path)
+    content = checks.check_checkpoint(checks.check_model(cfg), "--pth-path", args.pth_path)
     checks.check_trained_classes(cfg, content)
     checks.check_labels_of(content.get("meta") or {}, "--pth-path", args.pth_path, labels)
     checks.check_folder("--work-dir", Path(cfg.work_dir))

@@ -10,22 +10,22 @@ run, 2 if something in the command is wrong (nothing has been written then), and
 
 import argparse
 import contextlib
+import fcntl
 import importlib.util
 import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from mmcv import Config
-from mmcv.runner import HOOKS, BaseRunner, Hook
+from mmcv.runner import HOOKS, BaseRunner, Hook, get_dist_info
 from mmdet.apis import set_random_seed, train_detector
 from mmdet.datasets import build_dataloader, build_dataset
-from mmdet.models import build_detector
 from mmdet.utils import get_root_logger, setup_multi_processes
 
 from . import checks, launch, results
@@ -78,12 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    os.environ[START] = str(start)
-    try:
-        status = launch.run_processes("yolox_plugin.train", arguments, args, cfg.device, args.max_restarts)
-    finally:
-        del os.environ[START]
-    if status not in (0, 2):
+    except KeyboardInterrupt:
+        status = launch.interrupted()
+    else:
+        os.environ[START] = str(start)
+        try:
+            status = launch.run_processes("yolox_plugin.train", arguments, args, cfg.device, args.max_restarts)
+        finally:
+            del os.environ[START]
+    if status not in (0, 2) and not launch.is_child() and checks.newest_checkpoint(Path(cfg.work_dir)):
         print(f"The same command with --resume goes on from the newest checkpoint in {cfg.work_dir}.", file=sys.stderr)
     return status
 
@@ -124,22 +127,22 @@ def check(args: argparse.Namespace, cfg: Config) -> None:
     """Raises InputError for whatever would fail later, or overwrite something."""
     checks.check_devices(cfg.device, args.devices)
     checks.check_precision(cfg, args.amp)
-    checks.check_parts(cfg)
+    parts = checks.check_parts(cfg)
     check_recipe(args, cfg)
     splits = ("train", "val") if validates(args, cfg) else ("train",)
     labels = checks.check_data(cfg, splits, args.data_path.absolute())
+    if "val" in splits:
+        checks.check_evaluation(cfg, distributed=args.devices > 1 or args.nnodes is not None)
     work_dir = Path(cfg.work_dir)
     checks.check_folder("--work-dir", work_dir)
     checks.check_new(work_dir, args.resume)
-    checks.check_initial_weights(cfg, "load_from", cfg.load_from)
-    checks.check_initial_weights(cfg, "resume_from", cfg.resume_from)
+    checks.check_initial_weights(parts.model, "load_from", cfg.load_from)
+    checks.check_initial_weights(parts.model, "resume_from", cfg.resume_from)
     newest = checks.newest_checkpoint(work_dir) if args.resume else None
     if newest:
-        checks.check_resumable(cfg, "--resume", newest, length_of(args, cfg), labels)
+        checks.check_resumable(parts, "--resume", newest, length_of(args, cfg), labels)
     elif cfg.resume_from and "://" not in cfg.resume_from:
-        checks.check_resumable(cfg, "resume_from", Path(cfg.resume_from), length_of(args, cfg), labels)
-    # mmcv writes it so into config.py and checkpoints; it fails at a string with an apostrophe.
-    checks.described("text, in which no string may have an apostrophe,", lambda: cfg.pretty_text)
+        checks.check_resumable(parts, "resume_from", Path(cfg.resume_from), length_of(args, cfg), labels)
 
 
 def length_of(args: argparse.Namespace, cfg: Config) -> dict[str, int]:
@@ -292,15 +295,43 @@ def train(args: argparse.Namespace, cfg: Config, start: float, resume: bool) -> 
     if "max_epochs" in cfg.runner and not epochs:  # or they have been made to fit
         check_lengths(cfg, per_epoch)
     log_often(cfg, min(min(length, iterations or length) // 20, per_epoch))
-    model = checks.described("model", lambda: build_detector(cfg.model))
+    model = checks.check_model(cfg)
+    with claimed(Path(cfg.work_dir), resume, launch.text_of(cfg)) if rank == 0 else contextlib.nullcontext():
+        run(args, cfg, start, resume, dataset, model, iterations)
 
+
+@contextlib.contextmanager
+def claimed(work_dir: Path, resume: bool, text: str) -> Iterator[None]:
+    """Makes `work_dir` with `text` as its config.py, which is locked meanwhile: no other run writes into this folder.
+
+    The lock ends with this process, however that ends, and is none of its workers'.
+
+    Raises:
+        InputError: another run is there.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with (work_dir / "config.py").open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise InputError(f"--work-dir {work_dir} has a run that is going on: name another") from error
+        except OSError as error:  # as of some network file systems
+            checks.warn(f"--work-dir {work_dir} cannot be locked against other runs: {error}")
+        checks.check_unmixed(work_dir, resume)  # of one that has ended since the checks
+        file.truncate(0)
+        file.write(text)
+        file.flush()
+        yield
+
+
+def run(
+    args: argparse.Namespace, cfg: Config, start: float, resume: bool, dataset: Any, model: Any, iterations: int | None
+) -> None:
+    """The training itself, in a folder that is this run's."""
+    rank, world_size = get_dist_info()
     work_dir = Path(cfg.work_dir)
     stamp = time.strftime("%Y%m%d_%H%M%S")
-    log_file = None
-    if rank == 0:
-        work_dir.mkdir(parents=True, exist_ok=True)
-        cfg.dump(str(work_dir / "config.py"))
-        log_file = str(work_dir / f"{stamp}.log")
+    log_file = str(work_dir / f"{stamp}.log") if rank == 0 else None
     logger = get_root_logger(log_file=log_file, log_level=cfg.log_level)
     logger.info(", ".join(f"{name} {value}" for name, value in results.versions().items()))
     model.init_weights()
@@ -308,7 +339,7 @@ def train(args: argparse.Namespace, cfg: Config, start: float, resume: bool) -> 
         model.to(memory_format=torch.channels_last)
     model.CLASSES = dataset.CLASSES
     about = {"CLASSES": dataset.CLASSES, **labels_of(dataset)}
-    meta = {**about, "seed": args.seed, "config": cfg.pretty_text}
+    meta = {**about, "seed": args.seed, "config": launch.text_of(cfg)}
     if cfg.checkpoint_config is not None:
         cfg.checkpoint_config.meta = about
     if iterations:

@@ -1,6 +1,7 @@
 """A data set, pipelines and a model so small that whole training runs take seconds; all from MMDetection's registries,
 so that YOLOX_PLUGIN_TRAINING=off runs the same tests on MMDetection's own classes, to see them fail."""
 
+import gc
 import hashlib
 import logging
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from mmcv.runner import build_runner
 from mmdet.datasets import PIPELINES, build_dataloader, build_dataset
+from tiny import write_config
 
 import yolox_plugin  # noqa: F401  registers its classes
 from yolox_plugin.demo_data import CLASSES, make_dataset
@@ -46,6 +48,20 @@ def data_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("shapes") / "data"
     make_dataset(root, train=12, val=2)
     return root
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A data set of shapes for whole trainings, which no test may change."""
+    root = tmp_path_factory.mktemp("trained") / "data"
+    make_dataset(root, train=16, val=5)
+    return root
+
+
+@pytest.fixture(scope="session")
+def config(data):
+    """A config file for it, of 20 epochs."""
+    return write_config(data.parent / "tiny.py", data, epochs=20)
 
 
 @pytest.fixture
@@ -123,5 +139,8 @@ def _private_bytes(pid):
 
 @pytest.fixture
 def private_bytes():
-    """Memory that this process alone holds: what copy-on-write has cost it, beside its own."""
-    return _private_bytes
+    """Memory that a process alone holds: what copy-on-write has cost it, beside its own."""
+    gc.collect()
+    gc.freeze()  # or collections in workers copy what other tests have left here
+    yield _private_bytes
+    gc.unfreeze()

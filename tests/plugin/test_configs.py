@@ -13,20 +13,12 @@ from tiny import STANDARD, sentence, write_config
 from yolox_plugin import checks, results
 from yolox_plugin import test as testing
 from yolox_plugin import train as training
-from yolox_plugin.demo_data import make_dataset
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("configs") / "data"
-    make_dataset(root, train=16, val=3)
-    return root
-
-
-@pytest.fixture(scope="module")
-def tiny(data):
+def tiny(data, tmp_path_factory):
     """The tiny config, resolved, without evaluation until the end."""
-    return Config.fromfile(str(write_config(data.parent / "tiny.py", data, epochs=6)))
+    return Config.fromfile(str(write_config(tmp_path_factory.mktemp("configs") / "tiny.py", data, epochs=6)))
 
 
 @pytest.fixture

@@ -1,34 +1,24 @@
 """What the commands refuse or warn of: each a sentence, status 2 if it cannot be, and nothing written then."""
 
+import errno
 import json
 import math
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny import sentence, write_config
+from mmcv import Config
+from tiny import sentence
 
 import yolox_plugin.dataset
 from yolox_plugin import checks, demo_data, results
 from yolox_plugin import demo as demonstration
 from yolox_plugin import test as testing
 from yolox_plugin import train as training
-from yolox_plugin.demo_data import make_dataset
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("inputs") / "data"
-    make_dataset(root, train=16, val=5)
-    return root
-
-
-@pytest.fixture(scope="module")
-def config(data):
-    return write_config(data.parent / "tiny.py", data, epochs=20)
 
 
 @pytest.fixture
@@ -291,13 +281,19 @@ def test_nothing_detected_is_0():
         (["--cfg-options", "optimizer.type=Sgd"], "optimizer cannot be: KeyError: 'Sgd is not in the optimizer"),
         (["--cfg-options", "custom_hooks.0.type=Hooky"], "'Hooky is not in the hook registry'"),
         (["--cfg-options", "lr_config.policy=Straight"], "lr_config cannot be: KeyError: 'StraightLrUpdaterHook is"),
-        (["--cfg-options", "evaluation.metric=boxes"], "evaluation.metric must be among bbox, proposal, proposal_fast"),
+        (["--cfg-options", "evaluation.metric=boxes"], "KeyError: 'metric boxes is not supported'"),
+        (["--cfg-options", "evaluation.metric_items=mAP_x"], "KeyError: 'metric item mAP_x is not supported'"),
+        (["--cfg-options", "evaluation.nonsense=1"], "got an unexpected keyword argument 'nonsense'"),
+        (["--cfg-options", "evaluation.interval=0"], "evaluation cannot be: ValueError: "),
+        (["--cfg-options", "evaluation.save_best=loss"], "save_best must be 'auto' or one of bbox_mAP, bbox_mAP_50,"),
+        (["--cfg-options", "evaluation.save_best=nothing"], "Cannot infer the rule for key nothing"),
+        (["--cfg-options", "evaluation.out_dir=/elsewhere"], "evaluation.out_dir is not supported"),
         (["--cfg-options", "data.train.cache=rom"], "data.train cannot be: ValueError: cache must be one of ram, disk"),
         (["--cfg-options", "data.train.dataset.nonsense=1"], "data.train cannot be: TypeError: "),
         (["--cfg-options", "checkpoint_config.out_dir=/elsewhere"], "checkpoint_config.out_dir is not supported"),
         (["--cfg-options", "load_from=OTHER"], "has no tensor of the config's model"),
         (["--cfg-options", "resume_from=OTHER"], "has no tensor of the config's model"),
-        (["--cfg-options", "log_level=it's"], "no string may have an apostrophe"),
+        (["--cfg-options", "log_level=it's"], "log_level cannot be: ValueError: "),
         (["--work-dir=FILE"], "is not a folder"),
         (["--work-dir=FILE/below"], "is not a folder"),
         (["--work-dir=LINK"], "is not a folder"),
@@ -490,6 +486,78 @@ def test_resuming_what_cannot_go_on(train, config, data, tmp_path):
         torch.save(content, work_dir / "epoch_3.pth")
         assert words in sentence(*train(data, "--resume", *options))
         assert [path.name for path in work_dir.iterdir()] == ["epoch_3.pth"]
+
+
+LOCK = """
+import fcntl, sys
+file = open(sys.argv[1], "a")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_that_is_going_on_is_left_alone(train, data, tmp_path):
+    assert train(data, "--iterations=2")[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    command = [sys.executable, "-c", LOCK, tmp_path / "run/config.py"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        assert "has a run that is going on: name another" in sentence(*train(data, "--resume"))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
+    assert train(data, "--resume", "--iterations=3")[0] == 0
+
+
+def test_a_run_that_came_after_the_checks_is_left_alone(tmp_path):
+    (tmp_path / "now.log").write_text("")
+    (tmp_path / "config.py").write_text("theirs = True")
+    with pytest.raises(checks.InputError, match="has a run already"), training.claimed(tmp_path, False, "ours = True"):
+        pass
+    assert (tmp_path / "config.py").read_text() == "theirs = True"
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path, monkeypatch, capsys):
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(training.fcntl, "lockf", lockf)
+    with training.claimed(tmp_path / "run", False, "ours = True"):
+        assert (tmp_path / "run/config.py").read_text() == "ours = True"
+    assert "cannot be locked against other runs: [Errno 37] No locks available" in capsys.readouterr().err
+
+
+def test_names_that_python_writes_in_another_way(config, data, tmp_path, capfd):
+    """config.py says what was meant, as does the copy of it in checkpoints: mmcv's own text did not."""
+    odd = tmp_path / "it's \\new {{ fileDirname }}"
+    root = shutil.copytree(data, odd / "data")
+    options = [f"--data-path={root}", f"--config={config}", "--device=cpu", f"--work-dir={odd / 'run'}"]
+    assert training.main([*options, "--iterations=2"]) == 0, capfd.readouterr().err
+    cfg = Config.fromfile(str(odd / "run/config.py"))
+    assert cfg.work_dir == str(odd / "run")
+    assert cfg.data.train.dataset.ann_file == str(root / "annotations/instances_train2017.json")
+    again = [f"--data-path={root}", f"--config={odd / 'run/config.py'}", "--device=cpu", f"--work-dir={odd / 'again'}"]
+    assert training.main([*again, "--iterations=2"]) == 0, capfd.readouterr().err
+    [saved] = (odd / "run").glob("iter_*.pth")
+    assert torch.load(saved)["meta"]["config"] == (odd / "run/config.py").read_text()
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+@pytest.mark.parametrize(
+    "evaluation",
+    [
+        {"metric": ["bbox", "proposal"], "classwise": True, "save_best": "bbox_mAP_50", "interval": 3},
+        {"metric_items": ["mAP"], "iou_thrs": [0.5], "save_best": "auto", "start": 2},
+        {"metric": "proposal_fast", "proposal_nums": [10, 100], "dynamic_intervals": [(3, 1)]},
+        {"jsonfile_prefix": "FOLDER/mine", "rule": "less"},
+    ],
+)
+def test_what_an_evaluation_may_ask_for(config, data, tmp_path, capfd, evaluation, distributed):
+    options = [f"--data-path={data}", f"--config={config}", "--device=cpu"]
+    cfg = testing.launch.load_config(training.parser().parse_args(options))
+    cfg.evaluation = json.loads(json.dumps(evaluation).replace("FOLDER", str(tmp_path)))
+    checks.check_evaluation(cfg, distributed)
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_resume_without_a_run_overwrites_nothing(train, data, tmp_path):

@@ -30,18 +30,6 @@ ENV = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "-1"}
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("scripts") / "data"
-    make_dataset(root, train=16, val=5)
-    return root
-
-
-@pytest.fixture(scope="module")
-def config(data):
-    return write_config(data.parent / "tiny.py", data, epochs=20)
-
-
-@pytest.fixture(scope="module")
 def learned(tmp_path_factory):
     """A data set of four images to train and to evaluate on, a config, and a checkpoint that has learned them."""
     root = tmp_path_factory.mktemp("learned")
@@ -240,13 +228,43 @@ def test_a_killed_rank_changes_no_bit(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_end_of_all_restarts_says_why(script, tmp_path):
-    broken = ["--cfg-options", "optimizer.lr=none"]
-    process = script("train_full_8p_resume.sh", "--devices=2", "--max-restarts=1", "--work-dir=run", *broken)
+def test_the_end_of_all_restarts_says_why(script, data, tmp_path):
+    root = Path(shutil.copytree(data, tmp_path / "data"))
+    cut = min((root / "val2017").iterdir())
+    cut.write_bytes(cut.read_bytes()[:100])  # shows at the first evaluation, after a checkpoint
+    options = ["--devices=2", "--max-restarts=1", "--work-dir=run", "--epochs=2", "--batch-size=2"]
+    options += ["--cfg-options", "evaluation.interval=1", "checkpoint_config.interval=1"]
+    process = script("train_full_8p_resume.sh", f"--data-path={root}", *options)
     assert process.returncode == 1
     assert "error: process" in process.stderr
     assert "after 1 restarts" in process.stderr
+    assert cut.name in process.stderr
     assert "The same command with --resume goes on from the newest checkpoint in run." in process.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_ctrl_c_says_how_to_go_on(data, config, tmp_path, devices):
+    work_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "yolox_plugin.train", f"--data-path={data}", f"--config={config}", "--device=cpu",
+               f"--devices={devices}", "--batch-size=2", f"--work-dir={work_dir}"]  # fmt: skip
+    with (tmp_path / "log").open("w") as output:
+        process = subprocess.Popen(
+            command, env=ENV, stdout=output, stderr=output, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
+        )  # fmt: skip
+        try:
+            while not (work_dir / "epoch_1.pth").exists():
+                assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            assert process.wait(timeout=100) == 130
+        finally:
+            process.kill()
+    log = (tmp_path / "log").read_text()
+    assert "error: stopped by SIGINT\n" in log
+    assert f"The same command with --resume goes on from the newest checkpoint in {work_dir}.\n" in log
+    assert "Traceback" not in log
 
 
 @pytest.mark.slow
