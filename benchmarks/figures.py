@@ -39,7 +39,7 @@ def train_chart(path: Path, data: Data) -> None:
         for result in data["results"]
         for name, side in result["sides"].items()
     }
-    report.stacked_bars(path, setting(data["machine"]), "milliseconds a step, median", bars)
+    report.stacked_bars(path, setting(data["machine"]), "milliseconds a step, median of each stage", bars)
 
 
 def train_tables(data: Data) -> str:

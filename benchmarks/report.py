@@ -216,7 +216,7 @@ def stacked_bars(path: Path, title: str, unit: str, bars: dict[str, dict[str, fl
         for part, colour in zip(parts, colours, strict=True):
             axes.barh(y, values[part], left=left, color=colour, label=part if y == 0 else None)
             left += values[part]
-        axes.text(left, y, f" {left:.3g} ms", va="center", fontsize=8)
+        axes.text(left, y, f" {seconds(left / 1e3)}", va="center", fontsize=8)
     axes.set_yticks(range(len(bars)), list(bars), fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.12)

@@ -273,7 +273,8 @@ def check_evaluation(cfg: Config, distributed: bool) -> None:
     """Raises InputError for what the config's `evaluation` asks for and MMDetection would refuse after an epoch."""
     options = {key: value for key, value in cfg.evaluation.items() if key != "dynamic_intervals"}
     hook_class = DistEvalHook if distributed else EvalHook
-    hook = described("evaluation", lambda: hook_class(DataLoader([]), **options))
+    no_images: Any = []
+    hook = described("evaluation", lambda: hook_class(DataLoader(no_images), **options))
     described("evaluation", lambda: try_evaluation(cfg.data.val, hook))
 
 
