@@ -13,7 +13,7 @@ BIN := .venv/bin
 	@touch $@
 
 demo: .venv/ready
-	$(BIN)/python -m yolox_plugin.demo
+	$(BIN)/python -m yolox_plugin.run.demo
 
 test: .venv/full test-npu
 	$(BIN)/pytest

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import yolox_ops
     import yolox_plugin  # noqa: F401
     from yolox_ops.reference import grid_priors
-    from yolox_plugin.head import YOLOXHead
+    from yolox_plugin.mmdet2.head import YOLOXHead
 
     device.install()
     logging.disable(logging.INFO)

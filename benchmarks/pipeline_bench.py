@@ -35,7 +35,7 @@ from mmdet.datasets import build_dataloader, pipelines
 from mmdet.datasets.coco import CocoDataset as StockCocoDataset
 from report import can_plot
 
-from yolox_plugin.dataset import CocoDataset, MultiImageMixDataset
+from yolox_plugin.mmdet2.dataset import CocoDataset, MultiImageMixDataset
 
 # Under MMDetection's own name there is the plugin's.
 StockMultiImageMixDataset: Any = MultiImageMixDataset.__base__

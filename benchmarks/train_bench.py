@@ -290,7 +290,7 @@ def build_sides(cfg: Config) -> list[Side]:
     os.environ["YOLOX_PLUGIN"] = "on"
     import yolox_plugin
 
-    head = yolox_plugin.head
+    head = yolox_plugin.mmdet2.head
     assign = vars(head)["assign"]
     sides = [Side(cfg, name) for name in (PLUGIN, BFLOAT16)]
     for side in sides:  # both sides share the function

@@ -32,7 +32,7 @@ for version; do
   "$venv/bin/python" -m pytest tests/ops -m "not slow"
   if [ -d "$venv"/lib/python3*/site-packages/mmdet ]; then
     rm -rf "$venv/run"
-    [ -d "$venv/data" ] || "$venv/bin/python" -m yolox_plugin.demo_data "$venv/data"
+    [ -d "$venv/data" ] || "$venv/bin/python" -m yolox_plugin.run.demo_data "$venv/data"
     "$venv/bin/python" -m yolox_plugin.train --config=yolox_demo --data-path="$venv/data" --work-dir="$venv/run" \
       --device=cpu --batch-size=2 --performance --iterations=6
     "$venv/bin/python" -c 'import json, sys; result = json.load(open(sys.argv[1])); assert result["loss"] > 0, result' \

@@ -7,9 +7,9 @@ import torch
 from device import recorded
 from tiny import write_config
 
-from yolox_plugin import test as testing
-from yolox_plugin import train as training
-from yolox_plugin.demo_data import make_dataset
+from yolox_plugin.run import evaluate as testing
+from yolox_plugin.run import train as training
+from yolox_plugin.run.demo_data import make_dataset
 
 
 @pytest.mark.slow

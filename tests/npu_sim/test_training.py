@@ -12,8 +12,8 @@ from mmcv.runner import HOOKS, build_optimizer
 from mmdet.models import build_detector
 
 import yolox_plugin
-from yolox_plugin.head import YOLOXHead
-from yolox_plugin.runner import DeferredLogBuffer
+from yolox_plugin.mmdet2.head import YOLOXHead
+from yolox_plugin.mmdet2.runner import DeferredLogBuffer
 
 
 def new_head():
@@ -83,7 +83,7 @@ def test_launches_do_not_depend_on_the_number_of_gts(record_property):
 
 def test_a_wait_is_found_and_its_place_named(monkeypatch):
     """What this simulation is for: somebody adds one .item() to the loss."""
-    from yolox_plugin import head as module
+    from yolox_plugin.mmdet2 import head as module
 
     masked_losses = module.masked_losses
 
@@ -178,5 +178,5 @@ def test_steps_of_a_whole_detector(record_property):
 def test_kernels_are_not_compiled_for_every_shape():
     torch.npu.set_compile_mode(jit_compile=True)
     assert not torch.npu.is_jit_compile_false()
-    yolox_plugin._prepare_npu()
+    yolox_plugin.parts.prepare_npu()
     assert torch.npu.is_jit_compile_false()

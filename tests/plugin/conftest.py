@@ -15,7 +15,7 @@ from mmdet.datasets import PIPELINES, build_dataloader, build_dataset
 from tiny import write_config
 
 import yolox_plugin  # noqa: F401  registers its classes
-from yolox_plugin.demo_data import CLASSES, make_dataset
+from yolox_plugin.run.demo_data import CLASSES, make_dataset
 
 SIZE = 64
 PIPELINE = [

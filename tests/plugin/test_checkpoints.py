@@ -23,8 +23,8 @@ from mmcv.runner import build_optimizer, build_runner
 from tiny import write_config
 
 import yolox_plugin  # noqa: F401  registers its classes
-from yolox_plugin.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint
-from yolox_plugin.demo_data import make_dataset
+from yolox_plugin.core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint
+from yolox_plugin.run.demo_data import make_dataset
 
 TRAIN = Path(mmdet.__file__).parent / ".mim/tools/train.py"
 EMA = {"type": "ExpMomentumEMAHook", "momentum": 0.1, "total_iter": 3, "priority": 49}

@@ -25,8 +25,8 @@ from mmdet.datasets.coco import CocoDataset as StockCoco
 from mmdet.datasets.pipelines import MixUp, Mosaic, RandomAffine, YOLOXHSVRandomAug
 from torch.utils.data import DataLoader
 
-from yolox_plugin.dataset import PackedDict, PackedList, data_sets_in
-from yolox_plugin.dataset import StockMultiImageMixDataset as StockMix
+from yolox_plugin.mmdet2.dataset import PackedDict, PackedList, data_sets_in
+from yolox_plugin.mmdet2.dataset import StockMultiImageMixDataset as StockMix
 
 SWITCH = {"type": "YOLOXModeSwitchHook", "num_last_epochs": 2, "skip_type_keys": ("Blank",), "priority": 48}
 

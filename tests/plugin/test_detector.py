@@ -16,8 +16,8 @@ from mmcv.runner import Fp16OptimizerHook, LogBuffer, OptimizerHook, build_runne
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from yolox_plugin.detector import YOLOX
-from yolox_plugin.runner import DeferredLogBuffer
+from yolox_plugin.mmdet2.detector import YOLOX
+from yolox_plugin.mmdet2.runner import DeferredLogBuffer
 
 
 def test_the_registered_detector_is_ours():

@@ -12,8 +12,8 @@ from mmdet.datasets.api_wrappers import COCO
 from mmdet.datasets.coco import COCOeval as stock_coco_eval
 from pycocotools.cocoeval import COCOeval as SlowCOCOeval
 
-from yolox_plugin import coco_eval
-from yolox_plugin.coco_eval import COCOeval
+from yolox_plugin.core import coco_eval
+from yolox_plugin.core.coco_eval import COCOeval
 
 
 def evaluate(cls, labels, detections, max_detections=(100, 300, 1000), use_categories=1, metric="bbox"):
@@ -189,7 +189,7 @@ def test_a_file_without_the_last_classes(data_root, caplog):
     """Detections of classes that the annotations do not have are none of the figures' business; stock fails at them."""
     from mmdet.datasets import build_dataset
 
-    from yolox_plugin.demo_data import CLASSES
+    from yolox_plugin.run.demo_data import CLASSES
 
     dataset = build_dataset(
         {"type": "CocoDataset", "classes": [*CLASSES, "moon"], "pipeline": [], "test_mode": True,

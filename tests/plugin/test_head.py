@@ -10,10 +10,10 @@ from mmdet.core.bbox.assigners.sim_ota_assigner import SimOTAAssigner as StockAs
 from mmdet.models.dense_heads.yolox_head import YOLOXHead as StockHead
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from yolox_plugin.assigner import SimOTAAssigner
-from yolox_plugin.detector import FusedSwish
-from yolox_plugin.head import YOLOXHead, _priors
-from yolox_plugin.targets import bucket, constant
+from yolox_plugin.core.targets import bucket, constant
+from yolox_plugin.mmdet2.assigner import SimOTAAssigner
+from yolox_plugin.mmdet2.detector import FusedSwish
+from yolox_plugin.mmdet2.head import YOLOXHead, _priors
 
 
 def detector(name, *, stock):

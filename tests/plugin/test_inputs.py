@@ -14,11 +14,11 @@ import torch
 from mmcv import Config
 from tiny import sentence
 
-import yolox_plugin.dataset
-from yolox_plugin import checks, demo_data, results
-from yolox_plugin import demo as demonstration
-from yolox_plugin import test as testing
-from yolox_plugin import train as training
+import yolox_plugin.mmdet2.dataset
+from yolox_plugin.run import checks, demo_data, report
+from yolox_plugin.run import demo as demonstration
+from yolox_plugin.run import evaluate as testing
+from yolox_plugin.run import train as training
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_a_byte_order_mark_is_accepted(train, data, copy, tmp_path):
     for name, root in (("plain", data), ("marked", copy)):
         status, error = train(root, "--epochs=1")
         assert status == 0, error[-2000:]
-        losses[name] = [line["loss"] for line in results.read_log(tmp_path / "run") if line["mode"] == "train"]
+        losses[name] = [line["loss"] for line in report.read_log(tmp_path / "run") if line["mode"] == "train"]
         (tmp_path / "run").rename(tmp_path / name)
     assert losses["plain"] == losses["marked"]
 
@@ -223,7 +223,7 @@ def test_a_byte_order_mark_for_another_class(train, copy, monkeypatch):
     """Which reads with pycocotools alone."""
     path = copy / "annotations/instances_train2017.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    monkeypatch.setattr(checks, "CocoDataset", type("Mine", (yolox_plugin.dataset.CocoDataset,), {}))
+    monkeypatch.setattr(checks, "CocoDataset", type("Mine", (yolox_plugin.mmdet2.dataset.CocoDataset,), {}))
     assert "begins with a byte order mark, which CocoDataset does not read" in sentence(*train(copy))
 
 
@@ -240,19 +240,19 @@ def test_nothing_to_evaluate_with(train, config, copy, tmp_path, capfd):
     assert testing.main([*options, checkpoint, "--cfg-options", "model.test_cfg.score_thr=1.0"]) == 0
     for folder in ("run", "test"):
         found = json.loads((tmp_path / folder / "result.json").read_text())
-        assert [found[name] for name in results.FIGURES] == [None] * 6
+        assert [found[name] for name in report.FIGURES] == [None] * 6
     assert "Final Test Accuracy : not measured" in capfd.readouterr().out
 
 
 def test_figures_that_were_not_asked_for():
     """By `evaluation=dict(metric_items=...)`, or of another metric."""
-    some = results.accuracy({"bbox_mAP_50": 0.3, "bbox_mAP_copypaste": "0.1 0.3"})
-    assert some == dict.fromkeys(results.FIGURES) | {"AP50": 0.3}
-    assert results.accuracy({"AR@100": 0.5}) == dict.fromkeys(results.FIGURES)
+    some = report.accuracy({"bbox_mAP_50": 0.3, "bbox_mAP_copypaste": "0.1 0.3"})
+    assert some == dict.fromkeys(report.FIGURES) | {"AP50": 0.3}
+    assert report.accuracy({"AR@100": 0.5}) == dict.fromkeys(report.FIGURES)
 
 
 def test_nothing_detected_is_0():
-    assert results.accuracy({}) == dict.fromkeys(results.FIGURES, 0.0)
+    assert report.accuracy({}) == dict.fromkeys(report.FIGURES, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -618,7 +618,7 @@ def test_boxes_without_bounds_are_drawn(data, config, tmp_path):
     model.CLASSES = demo_data.CLASSES
     boxes = np.array([[-np.inf, 1, np.inf, 9, 0.9], [np.nan, 3, 1e30, 1e9, 0.8], [5, 5, 20, 20, 0.7]])
     image = np.zeros((40, 60, 3), np.uint8)
-    found = [results.drawable(boxes, image.shape)]
+    found = [report.drawable(boxes, image.shape)]
     assert np.isfinite(found[0]).all()
     assert found[0][2].tolist() == boxes[2].tolist()
     model.show_result(image, found, 0.3, out_file=str(tmp_path / "drawn.jpg"))

@@ -25,7 +25,7 @@ from mmdet.datasets.samplers import DistributedGroupSampler
 from tiny import write_config
 from torch.utils.data import DataLoader, Subset
 
-from yolox_plugin.demo_data import make_dataset
+from yolox_plugin.run.demo_data import make_dataset
 
 TRAIN = Path(mmdet.__file__).parent / ".mim/tools/train.py"
 SIZES = (4, 6)  # not smaller: a gt that runs out of priors in box and centre ties, and torch.topk leaves ties open

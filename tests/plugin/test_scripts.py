@@ -19,10 +19,10 @@ from mmdet.datasets import build_dataset
 from tiny import LEARNS, write_config
 from two_ranks import gather_on_a_rank
 
-from yolox_plugin import launch, results
-from yolox_plugin import test as testing
-from yolox_plugin import train as training
-from yolox_plugin.demo_data import make_dataset
+from yolox_plugin.run import evaluate as testing
+from yolox_plugin.run import launch, report
+from yolox_plugin.run import train as training
+from yolox_plugin.run.demo_data import make_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 FINAL = ("Final Performance images/sec : ", "Accuracy : ", "ing Duration sec : ")
@@ -100,7 +100,7 @@ def test_full_training_and_evaluation(script, learned, tmp_path, devices):
     process = script(name, *common, *options, "--score-thr=0")
     tested = finished(process, tmp_path / "test")
     assert (tested["devices"], tested["images"]) == (devices, 4)
-    for key in results.FIGURES:  # batches and norms in another order
+    for key in report.FIGURES:  # batches and norms in another order
         assert tested[key] == pytest.approx(trained[key], abs=5e-4), key
     assert len(list((tmp_path / "pictures").glob("*.jpg"))) == 4
     assert "unexpected key" not in process.stdout + process.stderr
@@ -114,7 +114,7 @@ def test_performance(script, tmp_path, name):
     result = finished(process, tmp_path / "run")
     assert result["mAP"] is None
     assert "Final Train Accuracy : not measured" in process.stdout
-    log = results.read_log(tmp_path / "run")
+    log = report.read_log(tmp_path / "run")
     assert len(log) == 9
     assert result["images_per_second"]["measurements"] == 8  # without the first
     assert log[-1]["lr"] > log[0]["lr"]  # the schedule's beginning, not its end
@@ -164,7 +164,7 @@ def test_two_processes_train_as_one_does(script, tmp_path):
         work_dir = tmp_path / f"run{devices}"
         options = [f"--devices={devices}", f"--batch_size={16 // devices}", f"--work_dir={work_dir}"]
         finished(script("train_full_8p.sh", *options, f"--config={config}", f"--data-path={data}"), work_dir)
-        logs.append([line for line in results.read_log(work_dir) if line["mode"] == "train"])
+        logs.append([line for line in report.read_log(work_dir) if line["mode"] == "train"])
         weights.append(torch.load(work_dir / "latest.pth")["state_dict"])
     assert len(logs[0]) == len(logs[1]) == 6
     for one, two in zip(*logs, strict=True):
@@ -218,7 +218,7 @@ def test_a_killed_rank_changes_no_bit(data, tmp_path):
         assert ("resumed epoch" in log.read_text()) == killed
         checkpoints[killed] = torch.load(work_dir / "latest.pth")
         assert json.loads((work_dir / "result.json").read_text())["devices"] == 2
-        epochs = [line["epoch"] for line in results.read_log(work_dir) if line["mode"] == "train"]
+        epochs = [line["epoch"] for line in report.read_log(work_dir) if line["mode"] == "train"]
         assert epochs == [epoch for epoch in range(1, 9) for _ in range(2)]
     whole, cut = checkpoints[False], checkpoints[True]
     assert cut["meta"]["epoch"] == whole["meta"]["epoch"] == 8
@@ -304,7 +304,7 @@ def test_the_figures_are_those_of_plain_mmdet(script, learned, tmp_path):
     )  # fmt: skip
     assert process.returncode == 0, process.stderr[-3000:]
     theirs = json.loads(next((tmp_path / "theirs").glob("eval_*.json")).read_text())["metric"]
-    for name, stock_name in results.FIGURES.items():
+    for name, stock_name in report.FIGURES.items():
         assert ours[name] == pytest.approx(theirs[f"bbox_{stock_name}"], abs=5e-4), name
 
     cfg = launch.load_config(testing.parser().parse_args([*options, "--device=cpu"]))

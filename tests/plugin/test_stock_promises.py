@@ -32,7 +32,7 @@ from mmdet.models import build_detector
 from torch import nn
 from torch.utils.data import DataLoader
 
-from yolox_plugin import PARTS
+from yolox_plugin.mmdet2 import PARTS
 
 PAIRS = [pair for pairs in PARTS.values() for pair in pairs]
 LOG = logging.getLogger("promises")

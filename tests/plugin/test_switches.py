@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-import yolox_plugin
+from yolox_plugin.mmdet2 import PARTS
 
 PROGRAM = """
 import yolox_plugin
@@ -133,9 +133,19 @@ if "{left}" == "MultiImageMixDataset":
 
 
 def test_a_second_import_changes_nothing():
-    result = run(PROGRAM.replace("import yolox_plugin", "import yolox_plugin\nyolox_plugin._replace_parts()", 1))
+    again = "import yolox_plugin\nfrom yolox_plugin import mmdet2, parts\nparts.apply(mmdet2.PARTS, mmdet2.NAMED_IN)"
+    result = run(PROGRAM.replace("import yolox_plugin", again, 1))
     assert result.stdout.strip() == f"assigner head {TRAINING} {PIPELINE}", result.stderr
     assert "left" not in result.stderr
+
+
+def test_all_can_be_put_back():
+    back = "import yolox_plugin\nfrom yolox_plugin import mmdet2, parts\nparts.revert()"
+    result = run(PROGRAM.replace("import yolox_plugin", back, 1))
+    assert result.stdout.strip() == "", result.stderr
+    there_again = f"{back}\nparts.apply(mmdet2.PARTS, mmdet2.NAMED_IN)"
+    result = run(PROGRAM.replace("import yolox_plugin", there_again, 1))
+    assert result.stdout.strip() == f"assigner head {TRAINING} {PIPELINE}", result.stderr
 
 
 @pytest.mark.parametrize(
@@ -184,7 +194,7 @@ assert not {{"mmcv", "mmdet", "mmcv._ext"}} & set(sys.modules)
     assert len(result.stdout.splitlines()) == 1
 
 
-REPLACEMENTS = [replacement for pairs in yolox_plugin.PARTS.values() for _, replacement in pairs]
+REPLACEMENTS = [replacement for pairs in PARTS.values() for _, replacement in pairs]
 
 
 @pytest.mark.parametrize("ours", REPLACEMENTS, ids=lambda c: c.__name__)

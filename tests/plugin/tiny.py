@@ -4,7 +4,7 @@ from pathlib import Path
 
 import mmdet
 
-from yolox_plugin.demo_data import CLASSES
+from yolox_plugin.run.demo_data import CLASSES
 
 STANDARD = Path(mmdet.__file__).parent / ".mim/configs/yolox/yolox_m_8x8_300e_coco.py"
 CONFIG = """

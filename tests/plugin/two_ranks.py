@@ -8,7 +8,7 @@ from batches import nano, train_data
 from mmcv.runner import build_runner
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 
-from yolox_plugin.distributed import CPUDistributedDataParallel, gather_results
+from yolox_plugin.mmdet2.ddp import CPUDistributedDataParallel, gather_results
 
 
 def reduce_on_a_rank(rank, store, seed, results):

@@ -28,9 +28,9 @@ from mmdet.datasets import DATASETS
 from mmdet.models import DETECTORS, build_detector
 from torch.utils.data import DataLoader
 
-from .checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint
-from .dataset import CocoDataset, MultiImageMixDataset
-from .detector import YOLOX
+from ..core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint
+from ..mmdet2.dataset import CocoDataset, MultiImageMixDataset
+from ..mmdet2.detector import YOLOX
 
 MAX_NAME = 255  # bytes
 MIN_SIZE = 32  # pixels: MMDetection trains on no smaller images

@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import numpy as np
-from mmcv.utils import get_logger
 from pycocotools.cocoeval import COCOeval as SlowCOCOeval
 
 try:
@@ -41,7 +40,7 @@ class COCOeval(SlowCOCOeval):
                 _copy_parameters(fast.params, self.params)  # sorted now
                 self.eval, self._is_accumulated = fast.eval, True
         if problem is not None:
-            get_logger("yolox_plugin").info(f"evaluating with pycocotools, which takes longer: {problem}")
+            logging.getLogger("yolox_plugin").info(f"evaluating with pycocotools, which takes longer: {problem}")
             super().evaluate()
 
     def accumulate(self, p: Any = None) -> None:

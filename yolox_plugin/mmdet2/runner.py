@@ -17,10 +17,10 @@ from mmdet.datasets.samplers import ClassAwareSampler, DistributedGroupSampler, 
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .checkpoint import DamagedCheckpoint, numpy_allowed, read_checkpoint
+from ..core.checkpoint import DamagedCheckpoint, numpy_allowed, read_checkpoint
+from ..core.seeds import seed_everything
 from .dataset import CocoDataset, MultiImageMixDataset, data_sets_in
 from .detector import YOLOX
-from .seeds import seed_everything
 
 
 class DeferredLogBuffer(LogBuffer):

@@ -33,12 +33,12 @@ from mmdet.datasets.pipelines import (
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from .cache import ImageCache, file_stamp
-from .coco_eval import COCOeval
-from .images import Array, Deferred, EncodedImage, pixels
-from .patches import has_own
-from .pipelines import MixUp, Mosaic, RandomAffine, Results, YOLOXHSVRandomAug
-from .seeds import seed_everything
+from ..core.cache import ImageCache, file_stamp
+from ..core.coco_eval import COCOeval
+from ..core.images import Array, Deferred, EncodedImage, pixels
+from ..core.seeds import seed_everything
+from ..patches import has_own
+from .transforms import MixUp, Mosaic, RandomAffine, Results, YOLOXHSVRandomAug
 
 # Steps that take images as `Deferred`.
 DEFERRING = {Mosaic, RandomAffine, MixUp, YOLOXHSVRandomAug}
@@ -371,7 +371,7 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
         if image is None:
             if load.file_client is None:
                 load.file_client = mmcv.FileClient(**load.file_client_args)
-            image = EncodedImage(name, load.file_client.get(name), keep)
+            image = EncodedImage(name, load.file_client.get(name), mmcv.imfrombytes, keep)
         sample: Results = {"img_info": info, "ann_info": self.dataset.get_ann_info(index)}
         self.dataset.pre_pipeline(sample)
         sample |= {"filename": name, "ori_filename": info["filename"], "img": image, "img_shape": image.shape,

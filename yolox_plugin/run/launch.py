@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from .checks import InputError, described, leaves
 
-CONFIG_DIRS = (Path(__file__).parent / "configs", Path(mmdet.__file__).parent / ".mim/configs/yolox")
+CONFIG_DIRS = (Path(__file__).parents[1] / "configs", Path(mmdet.__file__).parent / ".mim/configs/yolox")
 SPLITS = {"train": "train2017", "val": "val2017", "test": "val2017"}
 # What MMDetection's training reads and a config may leave out, or have as None.
 DEFAULTS: dict[str, Any] = {

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from yolox_ops import simota_assign
 
-from .patches import has_own
+from ..patches import has_own
 
 # What a subclass, or a patch, may put something else in the place of, and `simota_assign` does not ask.
 PIECES = ("_assign", "get_in_gt_and_in_center_info", "dynamic_k_matching")

@@ -1,6 +1,6 @@
 """The main job in small: makes a data set, trains a small YOLOX on it with the plugin, evaluates and shows the result.
 
-python -m yolox_plugin.demo
+python -m yolox_plugin.run.demo
 """
 
 import argparse
@@ -12,8 +12,7 @@ from pathlib import Path
 
 from mmdet.datasets import build_dataset
 
-from . import checks, launch, results
-from . import test as testing
+from . import checks, evaluate, launch, report
 from . import train as training
 from .demo_data import make_dataset
 
@@ -93,11 +92,11 @@ def run(args: argparse.Namespace) -> int:
     result = json.loads((args.work_dir / "result.json").read_text())
 
     checkpoint = args.work_dir / "latest.pth"
-    evaluation = testing.parser().parse_args([*common, f"--pth-path={checkpoint}"])
+    evaluation = evaluate.parser().parse_args([*common, f"--pth-path={checkpoint}"])
     cfg = launch.load_config(evaluation)
-    model, dataset = testing.load_model(cfg, checkpoint), build_dataset(cfg.data.test, {"test_mode": True})
+    model, dataset = evaluate.load_model(cfg, checkpoint), build_dataset(cfg.data.test, {"test_mode": True})
     picture = args.work_dir / "detections.png"
-    results.draw_detections(dataset, testing.detect(model, dataset, cfg, batch_size=1), picture)
+    report.draw_detections(dataset, evaluate.detect(model, dataset, cfg, batch_size=1), picture)
     print(
         f"\n\ndemo: mAP {result['mAP']:.3f}, AP50 {result['AP50']:.3f},"
         f" {result['images_per_second']['median']:.1f} images/s in training, trained in {result['seconds']:.0f} s"

@@ -4,10 +4,12 @@ outside of the picture that `RandomAffine` cuts from it."""
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import mmcv
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+# Both are the host's, which users set up to their liking.
+Decode = Callable[[bytes], "Array | None"]  # a file's content to BGR, [height, width, 3] uint8; None if it is no image
+Resize = Callable[[Array, tuple[int, int]], Array]  # to (width, height)
 
 
 class Deferred:
@@ -28,9 +30,9 @@ def pixels(image: Any) -> Any:
 class EncodedImage(Deferred):
     """A file's image. If the header tells its shape, nothing is decoded before `pixels` is called."""
 
-    def __init__(self, name: str, data: bytes, keep: Callable[[Array], None] | None = None) -> None:
+    def __init__(self, name: str, data: bytes, decode: Decode, keep: Callable[[Array], None] | None = None) -> None:
         """`keep` is given the pixels when they are there."""
-        self._name, self._data, self._keep = name, data, keep
+        self._name, self._data, self._decode, self._keep = name, data, decode, keep
         self._pixels: Array | None = None
         self.shape = jpeg_shape(data) or self.pixels().shape
 
@@ -41,7 +43,7 @@ class EncodedImage(Deferred):
             ValueError: if this is not an image.
         """
         if self._pixels is None:
-            self._pixels = mmcv.imfrombytes(self._data) if self._data else None
+            self._pixels = self._decode(self._data) if self._data else None
             if self._pixels is None:
                 raise ValueError(f"{self._name} is no readable image ({len(self._data)} bytes)")
             if self._keep is not None:
@@ -70,9 +72,14 @@ class Tile:
     `target` (x1, y1, x2, y2) of the mosaic."""
 
     def __init__(
-        self, image: Array | Deferred, size: tuple[int, int], source: tuple[int, int], target: Sequence[int]
+        self,
+        image: Array | Deferred,
+        size: tuple[int, int],
+        source: tuple[int, int],
+        target: Sequence[int],
+        resize: Resize,
     ) -> None:
-        self.image, self.size, self.source, self.target = image, size, source, target
+        self.image, self.size, self.source, self.target, self.resize = image, size, source, target, resize
 
     def paint(self, canvas: Array, left: int, top: int) -> None:
         """Paints what lies right of `left`, below `top` and inside the canvas, whose origin is the mosaic's."""
@@ -83,7 +90,7 @@ class Tile:
             return
         image = pixels(self.image)
         if image.shape[1::-1] != self.size:
-            image = mmcv.imresize(image, self.size)
+            image = self.resize(image, self.size)
         x, y = self.source[0] - self.target[0], self.source[1] - self.target[1]
         canvas[y1:y2, x1:x2] = image[y1 + y : y2 + y, x1 + x : x2 + x]
 

@@ -17,7 +17,7 @@ from numpy import random
 
 from yolox_ops import mixup_blend
 
-from .images import Array, MosaicImage, Tile, pixels
+from ..core.images import Array, MosaicImage, Tile, pixels
 
 Results = dict[str, Any]
 
@@ -49,7 +49,7 @@ class Mosaic(StockMosaic):
             scale = min(height / h, width / w)
             size = (int(w * scale), int(h * scale))
             target, source = self._mosaic_combine(place, centre, size)
-            tiles.append(Tile(image, size, source[:2], target))
+            tiles.append(Tile(image, size, source[:2], target, mmcv.imresize))
             moved = patch["gt_bboxes"].copy()
             if len(moved):
                 moved[:, 0::2] = scale * moved[:, 0::2] + (target[0] - source[0])

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import logging
 import mmap
 import os
 import shutil
@@ -9,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from mmcv.utils import get_logger
 
 from yolox_ops import _C
 
@@ -64,7 +64,7 @@ class ImageCache:
             text = f"cache={kind!r}: room for {self._count} of {len(shapes)} decoded images, {length / 1e9:.1f} GB"
             if self._count < len(shapes):
                 text += f"; all of them need {needed / 1e9:.1f} GB, cache_bytes is {limit}"
-            get_logger("yolox_plugin").info(text)
+            logging.getLogger("yolox_plugin").info(text)
 
     def __getstate__(self) -> None:
         raise TypeError(f"cache={self._kind!r} needs workers that are forked, as by mp_start_method='fork'")

@@ -1,6 +1,6 @@
 """Makes a small detection data set in the COCO 2017 layout: shapes on noisy gradients, drawn from a seed, no download.
 
-python -m yolox_plugin.demo_data data/demo
+python -m yolox_plugin.run.demo_data data/demo
 """
 
 import argparse

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from yolox_ops import yolox_detect
 
+from ..core.losses import masked_losses
+from ..core.targets import assign, carry, constant, decode, gather_targets, remembered
+from ..patches import has_own
 from .assigner import is_plain
-from .losses import masked_losses
-from .patches import has_own
-from .targets import assign, carry, constant, decode, gather_targets, remembered
 
 _PREDICTIONS = ("cls_scores", "bbox_preds", "objectnesses")
 # What a subclass may put something else in the place of, or a patch: the code for whole batches does not ask them.

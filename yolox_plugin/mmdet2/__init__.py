@@ -1,0 +1,42 @@
+"""What stands in for classes of MMDetection 2.28.2, mmcv 1.x and torch: their interfaces, over the arithmetic of
+`yolox_plugin.core`."""
+
+from types import ModuleType
+
+from mmcv.runner import HOOKS, OPTIMIZERS, RUNNERS
+from mmdet.core.bbox.builder import BBOX_ASSIGNERS
+from mmdet.datasets import DATASETS, PIPELINES, dataset_wrappers
+from mmdet.models.builder import DETECTORS, HEADS
+
+from ..core.sgd import SGD
+from ..parts import Parts
+from .assigner import SimOTAAssigner
+from .dataset import CocoDataset, MultiImageMixDataset
+from .detector import YOLOX
+from .head import YOLOXHead
+from .hooks import ExpMomentumEMAHook, SyncNormHook, YOLOXModeSwitchHook
+from .runner import EpochBasedRunner
+from .transforms import MixUp, Mosaic, RandomAffine, YOLOXHSVRandomAug
+
+PARTS: Parts = {
+    "ASSIGNER": [(BBOX_ASSIGNERS, SimOTAAssigner)],
+    "HEAD": [(HEADS, YOLOXHead)],
+    "TRAINING": [
+        (DETECTORS, YOLOX),
+        (HOOKS, ExpMomentumEMAHook),
+        (HOOKS, YOLOXModeSwitchHook),
+        (HOOKS, SyncNormHook),
+        (OPTIMIZERS, SGD),
+        (RUNNERS, EpochBasedRunner),
+        (DATASETS, CocoDataset),
+        (DATASETS, MultiImageMixDataset),
+    ],
+    "PIPELINE": [
+        (PIPELINES, Mosaic),
+        (PIPELINES, RandomAffine),
+        (PIPELINES, MixUp),
+        (PIPELINES, YOLOXHSVRandomAug),
+    ],
+}
+# Modules in which MMDetection looks a class up, beside its registry: `build_dataset` does.
+NAMED_IN: dict[type, ModuleType] = {MultiImageMixDataset: dataset_wrappers}

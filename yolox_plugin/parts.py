@@ -1,0 +1,85 @@
+"""What is replaced in a host's registries, and what the user has switched off."""
+
+import os
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from mmcv.utils import IS_NPU_AVAILABLE, Registry, get_logger
+
+from .patches import is_patched
+
+Parts = Mapping[str, Sequence[tuple[Registry, type]]]
+# Packages whose classes are stock.
+HOSTS = ("mmcv", "mmdet", "torch")
+
+# What `apply` has changed, for `revert`: a registry or module, a name in it, and what was there.
+_changed: list[tuple[Any, str, type]] = []
+
+
+def is_on(variable: str) -> bool:
+    """Whether an environment variable leaves something switched on.
+
+    Raises:
+        ValueError: it is neither on nor off.
+    """
+    value = os.environ.get(variable, "on").lower()
+    if value not in ("on", "off"):
+        raise ValueError(f"{variable} must be on or off, got {value!r}")
+    return value == "on"
+
+
+def apply(parts: Parts, named_in: Mapping[type, ModuleType]) -> None:
+    """Puts the plugin's classes in the place of stock's, wherever those stand, and says so in one line of the log.
+
+    Args:
+        parts: by the name of its switch, `YOLOX_PLUGIN_<name>`, the registries and the plugin's classes, of which each
+            has the name and, for its first base, the class that it replaces.
+        named_in: modules in which the host looks a class up beside its registry.
+    """
+    plugin_on = is_on("YOLOX_PLUGIN")
+    wanted = [pair for part, pairs in parts.items() if is_on(f"YOLOX_PLUGIN_{part}") and plugin_on for pair in pairs]
+    replaced, left = [], []
+    for registry, replacement in wanted:
+        name, stock = replacement.__name__, replacement.__bases__[0]
+        found = registry.module_dict.get(name)
+        # Who has put a class of their own into MMDetection's module has made that the base of the plugin's.
+        is_stock = stock.__module__.split(".")[0] in HOSTS
+        if is_stock and is_patched(stock, replacement):
+            left.append(f"{name} (somebody has patched it)")
+            continue
+        if not is_stock or found not in (stock, replacement):
+            left.append(f"{name} (registered is {found and f'{found.__module__}.{found.__qualname__}'})")
+            continue
+        replaced.append(name)
+        if found is stock:
+            _changed.append((registry, name, stock))
+            registry.register_module(module=replacement, force=True)
+        module = named_in.get(replacement)
+        if module is not None and getattr(module, name) is stock:
+            _changed.append((module, name, stock))
+            setattr(module, name, replacement)
+    # Not MMDetection's own logger: whoever touches that first decides its log file, and that must be the training
+    # script. One rank speaks for all.
+    if os.environ.get("RANK", "0") == "0":
+        names = ", ".join(replaced) or ("nothing" if left else "nothing (switched off)")
+        message = f"replaced in MMDetection: {names}" + (f"; left: {', '.join(left)}" if left else "")
+        get_logger("yolox_plugin").info(message)
+
+
+def revert() -> None:
+    """Puts back what `apply` has replaced. What was built meanwhile stays as it is."""
+    while _changed:
+        place, name, stock = _changed.pop()
+        if isinstance(place, Registry):
+            place.register_module(name=name, module=stock, force=True)
+        else:
+            setattr(place, name, stock)
+
+
+def prepare_npu() -> None:
+    """Ready-made kernels instead of compiling for every new shape, of which multi-scale training has many."""
+    if IS_NPU_AVAILABLE and is_on("YOLOX_PLUGIN"):
+        import torch_npu
+
+        torch_npu.npu.set_compile_mode(jit_compile=False)
