@@ -36,6 +36,7 @@ from mmdet.datasets.coco import CocoDataset as StockCocoDataset
 from report import can_plot
 
 from yolox_plugin.mmdet2.dataset import CocoDataset, MultiImageMixDataset
+from yolox_plugin.protocol import Moment
 
 # Under MMDetection's own name there is the plugin's.
 StockMultiImageMixDataset: Any = MultiImageMixDataset.__base__
@@ -261,8 +262,8 @@ def bench(sides: list[Side], root: Path, options: argparse.Namespace) -> dict[st
     taken: dict[str, list[float]] = {side.name: [] for side in sides}
     decode = []
     for side in sides[1:]:
-        side.dataset.keep_uint8()  # as the runner asks for
-        side.timed.keep_uint8()
+        side.dataset.start_epoch(Moment(seed=0, takes_uint8=True))  # as the runner asks for
+        side.timed.start_epoch(Moment(seed=0, takes_uint8=True))
     for seed in range(options.samples):
         for side in sides if seed % 2 == 0 else sides[::-1]:
             start = time.perf_counter()

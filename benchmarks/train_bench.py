@@ -32,6 +32,7 @@ from report import can_plot
 from torch import Tensor
 
 import yolox_ops
+from yolox_plugin.protocol import Moment
 
 with quiet():
     import mmcv
@@ -190,7 +191,7 @@ class Side:
         self.before_step()
         self.assigned.clear()
         if self.name in (PLUGIN, BFLOAT16):
-            self.network.start_epoch(seed=0, iteration=0)  # multi-scale training stays at the default size
+            self.network.start_epoch(Moment(seed=0, iteration=0))  # multi-scale training stays at the default size
         else:
             self.network._progress_in_iter = 0
         clock = [time.perf_counter()]

@@ -275,7 +275,7 @@ def test_samples_with_json_and_chart(tmp_path):
 @pytest.mark.slow
 def test_another_blend_is_a_mismatch():
     replace = (
-        "from yolox_plugin.mmdet2 import transforms as p; right = p.mixup_blend;"
+        "from yolox_plugin.core import mixup as p; right = p.mixup_blend;"
         " p.mixup_blend = lambda image, *a: right(image ^ 1, *a)"
     )
     result = pipeline_bench(preparation=replace)

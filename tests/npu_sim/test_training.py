@@ -14,6 +14,7 @@ from mmdet.models import build_detector
 import yolox_plugin
 from yolox_plugin.mmdet2.head import YOLOXHead
 from yolox_plugin.mmdet2.runner import DeferredLogBuffer
+from yolox_plugin.protocol import Moment
 
 
 def new_head():
@@ -126,7 +127,7 @@ class Trainer:
         self.model = build_detector({**cfg.model, "input_size": (96, 96), "random_size_range": (2, 4)})
         self.model.init_weights()
         self.model.to(device).train()
-        self.model.start_epoch(seed=1, iteration=8)  # the image size changes on the way
+        self.model.start_epoch(Moment(seed=1, iteration=8))  # the image size changes on the way
         self.optimizer = build_optimizer(self.model, cfg.optimizer)
         self.hook = HOOKS.get("ExpMomentumEMAHook")(momentum=0.01)
         self.runner = SimpleNamespace(model=self.model, iter=0, logger=logging.getLogger("test"))

@@ -10,9 +10,13 @@ import torch
 from mmcv import Config
 from tiny import STANDARD, sentence, write_config
 
+from yolox_plugin.core.checkpoint import newest_checkpoint
 from yolox_plugin.run import checks, report
 from yolox_plugin.run import evaluate as testing
 from yolox_plugin.run import train as training
+from yolox_plugin.run.config import load_config
+from yolox_plugin.run.messages import InputError
+from yolox_plugin.run.recipe import schedule
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +267,7 @@ def test_what_cannot_be_trained(train, tmp_path, change, options, words):
 def test_a_device_without_bfloat16(monkeypatch):
     cfg = Config({"device": "cuda", "model": {"type": "YOLOX", "autocast": "bfloat16"}})
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    with pytest.raises(checks.InputError, match="--amp=bfloat16: this cuda device has no bfloat16"):
+    with pytest.raises(InputError, match="--amp=bfloat16: this cuda device has no bfloat16"):
         checks.check_precision(cfg, "bfloat16")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     checks.check_precision(cfg, "bfloat16")
@@ -271,7 +275,6 @@ def test_a_device_without_bfloat16(monkeypatch):
 
 def test_several_annotation_files_keep_their_names(data, tiny, tmp_path):
     """Under --data-path, in the place of the config's data_root; others stay where they are."""
-    from yolox_plugin.run import launch
 
     cfg = copy.deepcopy(tiny)
     cfg.data_root = "data/coco/"
@@ -279,7 +282,7 @@ def test_several_annotation_files_keep_their_names(data, tiny, tmp_path):
     leaf.update(ann_file=["data/coco/a.json", "b.json", "/far/c.json"], img_prefix="data/coco/train2017")
     cfg.dump(str(tmp_path / "several.py"))
     options = [f"--data-path={data}", f"--config={tmp_path / 'several.py'}"]
-    found = launch.load_config(training.parser().parse_args(options)).data.train.dataset
+    found = load_config(training.parser().parse_args(options)).data.train.dataset
     assert found.ann_file == [f"{data}/a.json", f"{data}/b.json", "/far/c.json"]
     assert found.img_prefix == f"{data}/train2017"
 
@@ -288,7 +291,7 @@ def test_several_annotation_files_keep_their_names(data, tiny, tmp_path):
 def test_a_short_run_is_the_whole_recipe(epochs):
     """Against what the config says: nothing but the length changes, and the lowest learning rate is at the end."""
     cfg = Config.fromfile(str(STANDARD))
-    training.schedule(cfg, epochs, iterations_per_epoch=100)
+    schedule(cfg, epochs, iterations_per_epoch=100)
     length = epochs or 300
     share = min(length / 300, 1)
     assert cfg.runner.max_epochs == length
@@ -310,7 +313,7 @@ def test_steps_shrink_in_proportion(step, epochs, expected):
     cfg = Config({"runner": {"max_epochs": 12}, "lr_config": {"policy": "step", "step": step}, "evaluation": None,
                   "custom_hooks": [{"type": "ExpMomentumEMAHook", "interval": 4}],
                   "checkpoint_config": {"interval": -1}})  # fmt: skip
-    training.schedule(cfg, epochs, iterations_per_epoch=100)
+    schedule(cfg, epochs, iterations_per_epoch=100)
     assert cfg.lr_config.step == expected
     assert cfg.custom_hooks[0].interval == 4  # iterations
     assert cfg.checkpoint_config.interval == -1
@@ -391,7 +394,7 @@ def test_other_weights_in_the_work_directory_are_no_run(train, tmp_path, devices
 
 
 def test_the_newest_checkpoint(tmp_path):
-    assert checks.newest_checkpoint(tmp_path / "absent") is None
+    assert newest_checkpoint(tmp_path / "absent") is None
     for name in (
         "pretrained_yolox_m.pth",
         "yolox_m_8x8_300e_coco_20220829_140254.pth",
@@ -400,12 +403,12 @@ def test_the_newest_checkpoint(tmp_path):
     ):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "latest.pth").symlink_to("epoch_99.pth")  # which is gone
-    assert checks.newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path) is None
     for name in ("epoch_2.pth", "epoch_10.pth", "best_bbox_mAP_epoch_8.pth"):
         (tmp_path / name).write_bytes(b"")
-    assert checks.newest_checkpoint(tmp_path) == tmp_path / "epoch_10.pth"
+    assert newest_checkpoint(tmp_path) == tmp_path / "epoch_10.pth"
     (tmp_path / "epoch_99.pth").write_bytes(b"")
-    assert checks.newest_checkpoint(tmp_path) == tmp_path / "latest.pth"
+    assert newest_checkpoint(tmp_path) == tmp_path / "latest.pth"
 
 
 @pytest.mark.slow

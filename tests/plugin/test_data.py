@@ -25,8 +25,10 @@ from mmdet.datasets.coco import CocoDataset as StockCoco
 from mmdet.datasets.pipelines import MixUp, Mosaic, RandomAffine, YOLOXHSVRandomAug
 from torch.utils.data import DataLoader
 
-from yolox_plugin.mmdet2.dataset import PackedDict, PackedList, data_sets_in
+from yolox_plugin.core.packed import PackedDict, PackedList
 from yolox_plugin.mmdet2.dataset import StockMultiImageMixDataset as StockMix
+from yolox_plugin.mmdet2.dataset import data_sets_in
+from yolox_plugin.protocol import Moment
 
 SWITCH = {"type": "YOLOXModeSwitchHook", "num_last_epochs": 2, "skip_type_keys": ("Blank",), "priority": 48}
 
@@ -178,7 +180,7 @@ def test_what_users_do_to_a_data_set_means_the_same(data_root, edit, tmp_path):
         np.testing.assert_equal(ours.prepare_train_img(i), stock.prepare_train_img(i))
     # In the workers of a training as well.
     for part in (mixed := mix(ours), ours):
-        part.pack_for_workers()
+        part.start_epoch(Moment(seed=0))
     loader = DataLoader(mixed, batch_size=1, num_workers=1, collate_fn=lambda samples: samples[0])
     seen = [(sample["filename"], sample["gt_bboxes"].tolist()) for sample in itertools.islice(loader, len(stock))]
     wanted = [stock.prepare_train_img(i) for i in range(mixed.num_samples)]
@@ -280,7 +282,7 @@ def test_living_workers_hear_of_steps_that_were_added(data_root):
     step.active = True
     mixed.pipeline.append(step)
     mixed.pipeline_types.append("Added")
-    mixed.pack_for_workers()
+    mixed.start_epoch(Moment(seed=0))
     loader = DataLoader(mixed, num_workers=1, persistent_workers=True, collate_fn=lambda samples: samples[0])
     assert not any(sample["img"].any() for sample in loader)
     mixed.update_skip_type_keys(("Added",))
@@ -373,7 +375,7 @@ def test_memory_of_the_workers_stays_flat(tmp_path, private_bytes):
     dataset = build_dataset({"type": "MultiImageMixDataset", "dataset": annotated, "pipeline": [{"type": "Blank"}]})
     del images, annotations
     for part in data_sets_in(dataset):  # as the runner does; without it, workers copy the list of images, once
-        part.pack_for_workers()
+        part.start_epoch(Moment(seed=0))
     loader = DataLoader(dataset, batch_size=100, num_workers=2, persistent_workers=True, collate_fn=len, shuffle=True)
     grown = []
     for epoch in range(20):

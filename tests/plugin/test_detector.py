@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolox_plugin.mmdet2.detector import YOLOX
 from yolox_plugin.mmdet2.runner import DeferredLogBuffer
+from yolox_plugin.protocol import Moment
 
 
 def test_the_registered_detector_is_ours():
@@ -26,7 +27,7 @@ def test_the_registered_detector_is_ours():
 
 def test_sizes_keep_the_rhythm_and_the_distribution_of_stock():
     model = nano(random_size_interval=5)
-    model.start_epoch(seed=3, iteration=0)
+    model.start_epoch(Moment(seed=3, iteration=0))
     sizes = [model.input_size_at(i) for i in range(5000)]
     assert sizes[:5] == [(128, 128)] * 5
     blocks = [sizes[i : i + 5] for i in range(0, 5000, 5)]
@@ -35,9 +36,9 @@ def test_sizes_keep_the_rhythm_and_the_distribution_of_stock():
     assert set(counts) == {(32 * n, 32 * n) for n in range(3, 7)}
     assert all(abs(count - 999 / 4) < 5 * (999 * 0.25 * 0.75) ** 0.5 for count in counts.values())
     other = nano(random_size_interval=5)
-    other.start_epoch(seed=3, iteration=2000)  # a resumed run
+    other.start_epoch(Moment(seed=3, iteration=2000))  # a resumed run
     assert [other.input_size_at(i) for i in range(2000, 2500)] == sizes[2000:2500]
-    other.start_epoch(seed=4, iteration=0)
+    other.start_epoch(Moment(seed=4, iteration=0))
     assert [other.input_size_at(i) for i in range(5000)] != sizes
 
 
@@ -50,7 +51,7 @@ def test_an_oblong_image_keeps_its_shape_as_in_stock():
 def test_a_scaled_image_gives_the_losses_of_stock():
     ours, stock = nano(), StockYOLOX.__new__(StockYOLOX)
     stock.__dict__.update(ours.__dict__)
-    ours.start_epoch(seed=0, iteration=10)
+    ours.start_epoch(Moment(seed=0, iteration=10))
     stock._input_size = ours.input_size_at(10)
     assert stock._input_size != (128, 128)
     losses, theirs = ours.forward_train(**train_data(0)), stock.forward_train(**train_data(0))
@@ -78,7 +79,7 @@ def test_without_the_plugins_runner_sizes_and_logs_are_those_of_stock():
 
 def test_what_a_runner_began_it_ends():
     model = nano()
-    model.start_epoch(seed=3, iteration=0)
+    model.start_epoch(Moment(seed=3, iteration=0))
     assert isinstance(model._parse_losses({"loss": torch.ones(1)})[1]["loss"], torch.Tensor)
     with pytest.raises(TypeError, match="loss_a is not a tensor or list of tensors"):
         model._parse_losses({"loss_a": 1.0})
@@ -93,7 +94,7 @@ def test_a_subclass_has_the_sizes_that_it_draws_itself():
 
     model = nano(random_size_interval=1)
     model.__class__ = Mine
-    model.start_epoch(seed=0, iteration=100)
+    model.start_epoch(Moment(seed=0, iteration=100))
     seen = []
     model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[2:])))
     with torch.no_grad():
@@ -152,7 +153,7 @@ class Reads(TorchDispatchMode):
 
 def test_logged_values_are_those_of_stock_and_are_not_read():
     model = nano()
-    model.start_epoch(seed=0, iteration=0)
+    model.start_epoch(Moment(seed=0, iteration=0))
     losses = {
         "loss_a": torch.tensor(2.0, requires_grad=True),
         "loss_b": [torch.ones(2), torch.zeros(2)],

@@ -15,10 +15,12 @@ from mmcv import Config
 from tiny import sentence
 
 import yolox_plugin.mmdet2.dataset
-from yolox_plugin.run import checks, demo_data, report
+from yolox_plugin.run import annotations, checks, demo_data, report
 from yolox_plugin.run import demo as demonstration
 from yolox_plugin.run import evaluate as testing
 from yolox_plugin.run import train as training
+from yolox_plugin.run.config import load_config
+from yolox_plugin.run.messages import InputError
 
 
 @pytest.fixture
@@ -223,7 +225,7 @@ def test_a_byte_order_mark_for_another_class(train, copy, monkeypatch):
     """Which reads with pycocotools alone."""
     path = copy / "annotations/instances_train2017.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    monkeypatch.setattr(checks, "CocoDataset", type("Mine", (yolox_plugin.mmdet2.dataset.CocoDataset,), {}))
+    monkeypatch.setattr(annotations, "CocoDataset", type("Mine", (yolox_plugin.mmdet2.dataset.CocoDataset,), {}))
     assert "begins with a byte order mark, which CocoDataset does not read" in sentence(*train(copy))
 
 
@@ -387,7 +389,7 @@ def inputs(root):
 def checkpoint(config, data):
     path = data.parent / "untrained.pth"
     args = testing.parser().parse_args([f"--data-path={data}", f"--config={config}", f"--pth-path={path}"])
-    model = checks.build_detector(testing.launch.load_config(args).model)
+    model = checks.build_detector(load_config(args).model)
     model.init_weights()
     torch.save({"state_dict": model.state_dict(), "meta": {"CLASSES": demo_data.CLASSES[:1]}}, path)
     return path
@@ -470,7 +472,7 @@ def test_labels_are_numbered_as_in_the_training(draw, train, checkpoint, copy, t
 
 
 def test_resuming_what_cannot_go_on(train, config, data, tmp_path):
-    cfg = testing.launch.load_config(training.parser().parse_args([f"--data-path={data}", f"--config={config}"]))
+    cfg = load_config(training.parser().parse_args([f"--data-path={data}", f"--config={config}"]))
     model = checks.build_detector(cfg.model)
     whole = {"state_dict": model.state_dict(), "meta": {"epoch": 3, "iter": 12}}
     adam = torch.optim.AdamW(model.parameters()).state_dict()
@@ -512,7 +514,7 @@ def test_a_run_that_is_going_on_is_left_alone(train, data, tmp_path):
 def test_a_run_that_came_after_the_checks_is_left_alone(tmp_path):
     (tmp_path / "now.log").write_text("")
     (tmp_path / "config.py").write_text("theirs = True")
-    with pytest.raises(checks.InputError, match="has a run already"), training.claimed(tmp_path, False, "ours = True"):
+    with pytest.raises(InputError, match="has a run already"), training.claimed(tmp_path, False, "ours = True"):
         pass
     assert (tmp_path / "config.py").read_text() == "theirs = True"
 
@@ -553,7 +555,7 @@ def test_names_that_python_writes_in_another_way(config, data, tmp_path, capfd):
 )
 def test_what_an_evaluation_may_ask_for(config, data, tmp_path, capfd, evaluation, distributed):
     options = [f"--data-path={data}", f"--config={config}", "--device=cpu"]
-    cfg = testing.launch.load_config(training.parser().parse_args(options))
+    cfg = load_config(training.parser().parse_args(options))
     cfg.evaluation = json.loads(json.dumps(evaluation).replace("FOLDER", str(tmp_path)))
     checks.check_evaluation(cfg, distributed)
     assert not list(tmp_path.iterdir())
@@ -576,7 +578,7 @@ def test_the_users_own_imports_stay(config, data, tmp_path, monkeypatch):
         config.read_text().replace('imports=["yolox_plugin"]', 'imports=["own_module_of_mine", "yolox_plugin"]')
     )
     for file, names in ((config, ["yolox_plugin"]), (changed_config, ["own_module_of_mine", "yolox_plugin"])):
-        cfg = testing.launch.load_config(training.parser().parse_args([f"--data-path={data}", f"--config={file}"]))
+        cfg = load_config(training.parser().parse_args([f"--data-path={data}", f"--config={file}"]))
         assert cfg.custom_imports == {"imports": names, "allow_failed_imports": False}
 
 
@@ -611,9 +613,7 @@ def test_an_evaluation_leaves_the_trainings_files_alone(config, data, checkpoint
 
 def test_boxes_without_bounds_are_drawn(data, config, tmp_path):
     """As of an untrained network."""
-    cfg = testing.launch.load_config(
-        testing.parser().parse_args([f"--data-path={data}", f"--config={config}", "--pth-path=x"])
-    )
+    cfg = load_config(testing.parser().parse_args([f"--data-path={data}", f"--config={config}", "--pth-path=x"]))
     model = checks.build_detector(cfg.model)
     model.CLASSES = demo_data.CLASSES
     boxes = np.array([[-np.inf, 1, np.inf, 9, 0.9], [np.nan, 3, 1e30, 1e9, 0.8], [5, 5, 20, 20, 0.7]])

@@ -19,6 +19,7 @@ from yolox_plugin.core.cache import BUSY, file_stamp
 from yolox_plugin.core.images import EncodedImage, jpeg_shape
 from yolox_plugin.mmdet2 import dataset as datasets
 from yolox_plugin.mmdet2 import transforms
+from yolox_plugin.protocol import Moment
 
 OURS = {name: getattr(transforms, name) for name in ("Mosaic", "RandomAffine", "MixUp", "YOLOXHSVRandomAug")}
 SHAPES = [(64, 96), (96, 64), (96, 96), (48, 96), (1, 1), (1, 9), (9, 1), (33, 17), (131, 200), (200, 60), (3, 3),
@@ -265,7 +266,7 @@ def test_patches_of_loading_are_called(images, monkeypatch, where):
 
 def test_a_later_loader_has_its_own_seeds(images):
     data = build(images, standard())
-    data.start_epoch(seed=0, epoch=0, rank=0)
+    data.start_epoch(Moment(seed=0, epoch=0, rank=0))
     data.end_epoch()
     seen = []
     for seed in (1, 2):
@@ -316,7 +317,7 @@ def test_headers(images):
 
 def test_images_come_in_uint8_when_the_model_takes_them(images):
     ours, theirs = (make(images, standard()) for make in (build, build_stock))
-    ours.keep_uint8()
+    ours.start_epoch(Moment(seed=0, takes_uint8=True))
     sample, expected = draw(ours, 1, 1), draw(theirs, 1, 1)
     assert sample["img"].data.dtype == torch.uint8
     sample["img"] = DataContainer(sample["img"].data.float())
@@ -523,7 +524,7 @@ def test_memory_of_the_workers_stays_flat_with_a_cache(tmp_path, private_bytes):
     """Every worker sees all images, and none has a copy: 36 MB decoded."""
     root = write_images(tmp_path / "flat", [(480, 640)] * 40)
     data = build(root, standard(), cache="ram")
-    data.start_epoch(seed=0, epoch=0, rank=0)
+    data.start_epoch(Moment(seed=0, epoch=0, rank=0))
     loader = DataLoader(data, batch_size=4, num_workers=2, persistent_workers=True, collate_fn=len, shuffle=True)
     held = []
     for _ in range(8):

@@ -20,8 +20,9 @@ from tiny import LEARNS, write_config
 from two_ranks import gather_on_a_rank
 
 from yolox_plugin.run import evaluate as testing
-from yolox_plugin.run import launch, report
+from yolox_plugin.run import report
 from yolox_plugin.run import train as training
+from yolox_plugin.run.config import load_config
 from yolox_plugin.run.demo_data import make_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -307,7 +308,7 @@ def test_the_figures_are_those_of_plain_mmdet(script, learned, tmp_path):
     for name, stock_name in report.FIGURES.items():
         assert ours[name] == pytest.approx(theirs[f"bbox_{stock_name}"], abs=5e-4), name
 
-    cfg = launch.load_config(testing.parser().parse_args([*options, "--device=cpu"]))
+    cfg = load_config(testing.parser().parse_args([*options, "--device=cpu"]))
     dataset = build_dataset(cfg.data.test, {"test_mode": True})
     found = testing.detect(testing.load_model(cfg, checkpoint), dataset, cfg, batch_size=1)
     expected = mmcv.load(tmp_path / "theirs.pkl")

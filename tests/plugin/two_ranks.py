@@ -9,12 +9,13 @@ from mmcv.runner import build_runner
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 
 from yolox_plugin.mmdet2.ddp import CPUDistributedDataParallel, gather_results
+from yolox_plugin.protocol import Moment
 
 
 def reduce_on_a_rank(rank, store, seed, results):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     model = nano()
-    model.start_epoch(seed=3, iteration=100)
+    model.start_epoch(Moment(seed=3, iteration=100))
     losses = {"loss_a": torch.tensor(1.0 + rank), "loss_b": torch.tensor(10.0 * rank)}
     _, logged = model._parse_losses(losses)
     _, theirs = StockYOLOX._parse_losses(model, losses)

@@ -1,10 +1,13 @@
-"""Reading checkpoints: which are damaged, which are whole but not safe to load."""
+"""Checkpoint files: which are damaged, which are whole but not safe to load, which are the newest, and writing them so
+that each is whole or absent."""
 
 import contextlib
+import os
 import pickle
 import pickletools
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,10 @@ from torch import Tensor
 
 # The first pickle in a file of torch.save that is not a zip archive (before torch 1.6).
 _LEGACY_START = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
+
+
+# Names of a run's checkpoints.
+_NUMBERED = re.compile(r"(?:.+_)?(?:epoch|iter)_(\d+)\.pth")
 
 
 class DamagedCheckpoint(ValueError):
@@ -91,3 +98,78 @@ def _is_whole_legacy(path: Path) -> bool:
 def _one_line(error: Exception) -> str:
     """torch's message without its colours and line breaks."""
     return " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())
+
+
+def newest_checkpoint(work_dir: Path) -> Path | None:
+    """The one that training goes on from: latest.pth, or that of the highest epoch or iteration.
+
+    Other .pth files are none of a run's. MMDetection's `find_latest_checkpoint` takes any for one, and fails for those
+    that end in no number.
+    """
+    latest = work_dir / "latest.pth"
+    if latest.exists():
+        return latest
+    numbered = [(int(match[1]), path) for path in work_dir.glob("*.pth") if (match := _NUMBERED.fullmatch(path.name))]
+    return max(numbered)[1] if numbered else None
+
+
+def read_newest(checkpoint: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+    """What this checkpoint holds; if it is damaged, that of the epoch before it in its folder, and so on.
+
+    Args:
+        tell: is given a sentence about each that is damaged.
+
+    Raises:
+        ValueError: none can be read. UnsafeCheckpoint: see there.
+    """
+    problems = []
+    for path in (checkpoint, *_earlier(checkpoint)):
+        try:
+            return read_checkpoint(path)
+        except DamagedCheckpoint as error:
+            problems.append(str(error))
+            tell(problems[-1])
+    raise ValueError(
+        "; ".join(problems) + ". No other checkpoint is in that folder: remove it or name another with --resume-from"
+    )
+
+
+def _earlier(checkpoint: Path) -> list[Path]:
+    """The checkpoints of earlier epochs beside this one, newest first."""
+
+    def epoch(path: Path) -> int:
+        match = re.fullmatch(r"epoch_(\d+)\.pth", path.name)
+        return int(match[1]) if match else -1
+
+    real = checkpoint.resolve()
+    return sorted((p for p in real.parent.glob("epoch_*.pth") if 0 <= epoch(p) < epoch(real)), key=epoch, reverse=True)
+
+
+def write_whole(folder: Path, name: str, write: Callable[[Path], None], link: bool) -> None:
+    """Writes beside the final name and renames: whoever is killed or runs out of disk leaves the last one whole.
+
+    Args:
+        write: writes the file that it is given, `folder / f"{name}.part"`.
+        link: whether latest.pth in that folder points to it then.
+
+    Raises:
+        OSError: naming the reason and the checkpoint that is still there; nothing unfinished is left.
+    """
+    final, part = folder / name, folder / f"{name}.part"
+    latest, new_link = folder / "latest.pth", folder / ".latest.pth.part"
+    try:
+        write(part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(final)
+        if link:
+            new_link.unlink(missing_ok=True)
+            new_link.symlink_to(name)
+            new_link.replace(latest)
+    except OSError as error:
+        for unfinished in (part, new_link):
+            with contextlib.suppress(OSError):  # that of the attempt itself is the one to tell
+                unfinished.unlink(missing_ok=True)
+        kept = f"{latest.resolve()} is still there" if latest.exists() else "there is none before it"
+        reason = os.strerror(error.errno) if error.errno else error
+        raise OSError(error.errno, f"cannot write the checkpoint: {reason}; {kept}", str(final)) from error

@@ -1,30 +1,41 @@
-"""Images that are decoded when somebody looks at them, and only what is looked at: most of a mosaic's four tiles lies
-outside of the picture that `RandomAffine` cuts from it."""
+"""Images that are decoded when somebody looks at them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-# Both are the host's, which users set up to their liking.
-Decode = Callable[[bytes], "Array | None"]  # a file's content to BGR, [height, width, 3] uint8; None if it is no image
-Resize = Callable[[Array, tuple[int, int]], Array]  # to (width, height)
+# A file's content to BGR, [height, width, 3] uint8; None if it is no image. The host's, as users choose it there.
+Decode = Callable[[bytes], Array | None]
 
 
 class Deferred:
     """What stands for an array of pixels under `results["img"]` until a step needs the array."""
 
     shape: tuple[int, ...]
+    dtype: Any = np.dtype(np.uint8)
 
     def pixels(self) -> Array:
-        """The whole image, [height, width, channels] uint8, BGR; not to be written to."""
+        """The whole image, [height, width, channels], BGR; not to be written to."""
         raise NotImplementedError
 
 
 def pixels(image: Any) -> Any:
     """What `image` stands for, if it is `Deferred`; else itself."""
     return image.pixels() if isinstance(image, Deferred) else image
+
+
+class DecodedImage(Deferred):
+    """Pixels that are there."""
+
+    def __init__(self, image: Array) -> None:
+        self._image = image
+        self.shape, self.dtype = image.shape, image.dtype
+
+    def pixels(self) -> Array:
+        """See `Deferred`."""
+        return self._image
 
 
 class EncodedImage(Deferred):
@@ -65,51 +76,3 @@ def jpeg_shape(data: bytes) -> tuple[int, int, int] | None:
             return (height, width, 3) if height and width else None
         begin += 2 + int.from_bytes(data[begin + 2 : begin + 4], "big")
     return None
-
-
-class Tile:
-    """A mosaic's image: resized to (width, height) when it is wanted, of which the part from `source` on goes to
-    `target` (x1, y1, x2, y2) of the mosaic."""
-
-    def __init__(
-        self,
-        image: Array | Deferred,
-        size: tuple[int, int],
-        source: tuple[int, int],
-        target: Sequence[int],
-        resize: Resize,
-    ) -> None:
-        self.image, self.size, self.source, self.target, self.resize = image, size, source, target, resize
-
-    def paint(self, canvas: Array, left: int, top: int) -> None:
-        """Paints what lies right of `left`, below `top` and inside the canvas, whose origin is the mosaic's."""
-        x1, y1, x2, y2 = self.target
-        x1, y1 = max(x1, left), max(y1, top)
-        x2, y2 = min(x2, canvas.shape[1]), min(y2, canvas.shape[0])
-        if x1 >= x2 or y1 >= y2:
-            return
-        image = pixels(self.image)
-        if image.shape[1::-1] != self.size:
-            image = self.resize(image, self.size)
-        x, y = self.source[0] - self.target[0], self.source[1] - self.target[1]
-        canvas[y1:y2, x1:x2] = image[y1 + y : y2 + y, x1 + x : x2 + x]
-
-
-class MosaicImage(Deferred):
-    """Four tiles around a centre. Where none is, `pad_val`."""
-
-    def __init__(self, shape: tuple[int, ...], tiles: Sequence[Tile], pad_val: float, dtype: Any) -> None:
-        self.shape, self._tiles, self._pad_val, self._dtype = shape, tiles, pad_val, dtype
-
-    def pixels(self) -> Array:
-        """See `Deferred`."""
-        return self.part(0, 0, self.shape[1], self.shape[0])
-
-    def part(self, left: int, top: int, right: int, bottom: int) -> Array:
-        """The corner of the mosaic from the origin to (right, bottom). What is left of `left` or above `top` is
-        undefined."""
-        canvas = np.empty((bottom, right, *self.shape[2:]), self._dtype)
-        canvas[top:, left:] = self._pad_val
-        for tile in self._tiles:
-            tile.paint(canvas, left, top)
-        return canvas

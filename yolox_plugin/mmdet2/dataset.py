@@ -2,19 +2,16 @@
 
 import contextlib
 import copy
-import gc
 import os
-import pickle
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 import mmcv
 import mmdet.datasets.coco
 import numpy as np
-import torch
 from mmdet.datasets import CocoDataset as StockCocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.datasets.api_wrappers import COCOeval as StockCOCOeval
@@ -30,65 +27,21 @@ from mmdet.datasets.pipelines import (
     RandomFlip,
     Resize,
 )
-from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ..core.cache import ImageCache, file_stamp
 from ..core.coco_eval import COCOeval
-from ..core.images import Array, Deferred, EncodedImage, pixels
-from ..core.seeds import seed_everything
+from ..core.images import DecodedImage, Deferred, EncodedImage, pixels
+from ..core.packed import PackedDict, PackedList
+from ..core.workers import Announcements
 from ..patches import has_own
+from ..protocol import Moment, TrainingPart
 from .transforms import MixUp, Mosaic, RandomAffine, Results, YOLOXHSVRandomAug
 
 # Steps that take images as `Deferred`.
 DEFERRING = {Mosaic, RandomAffine, MixUp, YOLOXHSVRandomAug}
 # Steps that write to no array or list that they are given.
 PURE = DEFERRING | {RandomFlip, Resize, Pad, FilterAnnotations, DefaultFormatBundle, Collect}
-
-
-MOST_STEPS = 1024  # of a pipeline, for which the workers' memory has room
-
-
-class PackedList(Sequence[Any]):
-    """A list pickled into one array. A forked worker that reads a list of objects writes their reference counts, and so
-    gets a copy of every page of it (open-mmlab/mmdetection#6931); this it leaves alone."""
-
-    def __init__(self, items: Iterable[Any]) -> None:
-        packed = [pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL) for item in items]
-        self._ends = np.cumsum([len(item) for item in packed], dtype=np.int64)
-        self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index must be in [{-len(self)}, {len(self)}), got {index}")
-        index = index % len(self)
-        begin = self._ends[index - 1] if index else 0
-        return pickle.loads(memoryview(self._bytes)[begin : self._ends[index]])  # type: ignore[arg-type]
-
-
-class PackedDict:
-    """The same for a dictionary."""
-
-    def __init__(self, items: Mapping[Any, Any]) -> None:
-        are_integers = all(type(key) is int and abs(key) < 2**63 for key in items)
-        keys = sorted(items) if are_integers else list(items)
-        self._values = PackedList(items[key] for key in keys)
-        # Workers would write the reference counts of integers as well, which most keys are.
-        self._sorted = np.array(keys, np.int64) if are_integers else None
-        self._places = {} if are_integers else {key: place for place, key in enumerate(keys)}
-
-    def get(self, key: Any) -> Any:
-        """The value; None if there is none."""
-        place = self._places.get(key)
-        if self._sorted is not None and isinstance(key, (int, float, np.number)):
-            found = int(self._sorted.searchsorted(key))
-            place = found if found < len(self._sorted) and self._sorted[found] == key else None
-        return None if place is None else self._values[place]
 
 
 def data_sets_in(dataset: Any) -> Iterator[Any]:
@@ -116,7 +69,7 @@ def _without_byte_order_mark(ann_file: str) -> Iterator[str]:
             yield copied.name
 
 
-class CocoDataset(StockCocoDataset):
+class CocoDataset(StockCocoDataset, TrainingPart):
     """The stock class. For training, annotations are packed by image id and the index of pycocotools is dropped, until
     somebody asks for `coco`, which then counts again.
 
@@ -160,12 +113,12 @@ class CocoDataset(StockCocoDataset):
         if "flag" in vars(self):
             self._set_group_flag()
 
-    def pack_for_workers(self) -> None:
-        """To be called before workers start: what they read of `data_infos` from then on costs them no memory."""
+    def start_epoch(self, moment: Moment) -> None:
+        """What workers read of `data_infos` from now on costs them no memory."""
         self._packed_infos = PackedList(self._infos)
 
     def end_epoch(self) -> None:
-        """To be called afterwards: workers that start later read `data_infos` as it is then."""
+        """Workers that start from now on read `data_infos` as it is then."""
         self._packed_infos = None
 
     def _annotations(self, idx: int) -> list[dict[str, Any]] | None:
@@ -259,12 +212,7 @@ def check_skip_type_keys(skip_type_keys: Any) -> None:
         )
 
 
-def _shared(tensor: Tensor) -> Tensor:
-    shared: Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]
-    return shared
-
-
-class MultiImageMixDataset(StockMultiImageMixDataset):
+class MultiImageMixDataset(StockMultiImageMixDataset, TrainingPart):
     """The stock class, whose workers hear through shared memory which epoch it is and which steps to leave out. Samples
     are not copied, and of the standard loading pipeline, images are decoded only if they are seen.
 
@@ -288,16 +236,11 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
         cache_bytes: int | None = None,
         cache_dir: str | None = None,
     ) -> None:
-        self._left_out = _shared(torch.zeros(MOST_STEPS, dtype=torch.bool))
-        self._position = _shared(torch.full((3,), -1))
-        self._seeded: list[int] = []
+        self._announcements = Announcements()
         self._kept_uint8: list[DefaultFormatBundle] = []
         check_skip_type_keys(skip_type_keys or ())
         super().__init__(dataset, pipeline, dynamic_scale, skip_type_keys, max_refetch)
         self.update_skip_type_keys(skip_type_keys or ())
-        for transform in self.pipeline:
-            if type(transform) is Mosaic:
-                transform.deferred = True
         self._cache = None
         if cache is not None:
             if not _is_standard(dataset):
@@ -305,12 +248,6 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
             folder = cache_dir or f"{str(dataset.img_prefix).rstrip('/')}.cache"
             shapes = {_path(dataset, info): (info["height"], info["width"]) for info in dataset.data_infos}
             self._cache = ImageCache(shapes, cache, cache_bytes, folder)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy: what its workers hear comes through memory of its own."""
-        self.__dict__.update(state)
-        _shared(self._left_out)
-        _shared(self._position)
 
     @property
     def flag(self) -> Any:
@@ -321,40 +258,42 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
     def flag(self, flags: Any) -> None:
         self.dataset.flag = flags
 
-    def start_epoch(self, seed: int, epoch: int, rank: int) -> None:
-        """Every worker draws from (seed, epoch, rank, worker) from its next sample on."""
-        self._position.copy_(torch.tensor([seed, epoch, rank]))
+    def start_epoch(self, moment: Moment) -> None:
+        """Workers draw from (seed, epoch, rank, worker) from their next sample on, and leave out what is left out now.
+        For a model that converts images itself, they come in uint8: a quarter of the bytes."""
+        self._announcements.start_epoch(moment.seed, moment.epoch, moment.rank)
+        self._announce_steps()
+        if moment.takes_uint8:
+            self._kept_uint8 += [t for t in self.pipeline if type(t) is DefaultFormatBundle and t.img_to_float]
+            for transform in self._kept_uint8:
+                transform.img_to_float = False
+
+    def end_epoch(self) -> None:
+        """Ends what `start_epoch` began, but for samples of workers that live on."""
+        self._announcements.end_epoch()
+        for transform in self._kept_uint8:
+            transform.img_to_float = True
+        self._kept_uint8 = []
 
     def update_skip_type_keys(self, skip_type_keys: Sequence[str]) -> None:
         """Leaves out the steps of these types, in living workers too."""
         check_skip_type_keys(skip_type_keys)
         super().update_skip_type_keys(skip_type_keys)
-        self.pack_for_workers()
+        self._announce_steps()
 
-    def pack_for_workers(self) -> None:
-        """Writes down which steps are left out; again before workers start, as steps may have been added."""
-        if len(self.pipeline_types) > MOST_STEPS:
-            raise ValueError(f"pipeline must have at most {MOST_STEPS} steps, got {len(self.pipeline_types)}")
-        for i, name in enumerate(self.pipeline_types):
-            self._left_out[i] = name in self._skip_type_keys
-
-    def keep_uint8(self) -> None:
-        """Until `end_epoch`, images come as they are: a quarter of the bytes, for a model that converts them itself."""
-        self._kept_uint8 += [t for t in self.pipeline if type(t) is DefaultFormatBundle and t.img_to_float]
-        for transform in self._kept_uint8:
-            transform.img_to_float = False
-
-    def end_epoch(self) -> None:
-        """Ends what `start_epoch` and `keep_uint8` began, but for samples of workers that live on."""
-        self._position.fill_(-1)
-        for transform in self._kept_uint8:
-            transform.img_to_float = True
-        self._kept_uint8 = []
+    def _announce_steps(self) -> None:
+        """Again in each epoch, as steps may have been added."""
+        self._announcements.leave_out([name in self._skip_type_keys for name in self.pipeline_types])
 
     def _load(self, index: int) -> Any:
         """A sample of the inner data set that nobody else has."""
         loaded = self._load_deferred(index) if _is_standard(self.dataset) else None
-        return copy.deepcopy(self.dataset[index]) if loaded is None else loaded
+        if loaded is not None:
+            return loaded
+        sample = copy.deepcopy(self.dataset[index])
+        if isinstance(sample, dict) and isinstance(sample.get("img"), np.ndarray):
+            sample["img"] = DecodedImage(sample["img"])
+        return sample
 
     def _load_deferred(self, index: int) -> Results | None:
         """What `LoadImageFromFile` and `LoadAnnotations` make of a sample, but for the pixels, which come when wanted;
@@ -362,11 +301,12 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
         load, annotate = self.dataset.pipeline.transforms
         info = self.dataset.data_infos[index]
         name = _path(self.dataset, info)
-        image: Array | EncodedImage | None = None
+        image: Deferred | None = None
         keep = None
         if self._cache is not None:
             stamp = file_stamp(name)
-            image = self._cache.get(name, stamp)
+            found = self._cache.get(name, stamp)
+            image = None if found is None else DecodedImage(found)
             keep = partial(self._cache.put, name, stamp)
         if image is None:
             if load.file_client is None:
@@ -376,8 +316,8 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
         self.dataset.pre_pipeline(sample)
         sample |= {"filename": name, "ori_filename": info["filename"], "img": image, "img_shape": image.shape,
                    "ori_shape": image.shape, "img_fields": ["img"]}  # fmt: skip
-        found: Results | None = annotate(sample)
-        return found
+        annotated: Results | None = annotate(sample)
+        return annotated
 
     def _partners(self, transform: Any) -> list[Results]:
         """The samples that a step mixes with its own."""
@@ -403,18 +343,11 @@ class MultiImageMixDataset(StockMultiImageMixDataset):
 
     def __getitem__(self, idx: int) -> Any:
         worker = get_worker_info()
-        if worker is not None:  # the main process is seeded by the runner
-            seed, epoch, rank = position = self._position.tolist()
-            if position != self._seeded:
-                if not self._seeded:
-                    # A collection would write to every object that came with the fork, and so copy all of them.
-                    gc.freeze()
-                self._seeded = position
-                if epoch >= 0:
-                    seed_everything(seed, epoch, rank, worker=worker.id + 1)
         skipped = self._skip_type_keys
-        if worker is not None:  # which has the keys of the time when it was started
-            skipped = [name for name, out in zip(self.pipeline_types, self._left_out.tolist(), strict=False) if out]
+        if worker is not None:  # which has the keys of the time when it was started; the runner seeds the main process
+            self._announcements.follow(worker.id)
+            left_out = self._announcements.left_out()
+            skipped = [name for name, out in zip(self.pipeline_types, left_out, strict=False) if out]
         sample = self._load(idx)
         for transform, name in zip(self.pipeline, self.pipeline_types, strict=False):  # as far as both go, as stock
             if name in skipped:

@@ -4,7 +4,6 @@ import contextlib
 from collections import OrderedDict
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -12,6 +11,9 @@ from mmcv.cnn.bricks import Swish
 from mmcv.utils import IS_NPU_AVAILABLE
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 from torch import Tensor
+
+from ..core.schedule import input_size
+from ..protocol import Moment, TrainingPart
 
 LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,7 +25,7 @@ class FusedSwish(Swish):
         return F.silu(x)
 
 
-class YOLOX(StockYOLOX):
+class YOLOX(StockYOLOX, TrainingPart):
     """The arguments, weights and losses of the stock class, and one argument more.
 
     Image sizes and logged values are the stock class's, too, until the plugin's runner calls `start_epoch`.
@@ -50,12 +52,12 @@ class YOLOX(StockYOLOX):
                 module.__class__ = FusedSwish
         self._seed: int | None = None
 
-    def start_epoch(self, seed: int, iteration: int) -> None:
-        """Until `end_epoch`, image sizes are a function of `seed` and the iteration of the whole training, which is
-        `iteration` next, and the values to log are tensors on the device, which `DeferredLogBuffer` reads."""
-        self._seed, self._progress_in_iter = seed, iteration
+    def start_epoch(self, moment: Moment) -> None:
+        """Until `end_epoch`, image sizes are a function of the moment's seed and the iteration of the whole training,
+        and the values to log are tensors on the device, which `DeferredLogBuffer` reads."""
+        self._seed, self._progress_in_iter = moment.seed, moment.iteration
         if type(self)._random_resize is YOLOX._random_resize:
-            self._input_size = self.input_size_at(iteration)
+            self._input_size = self.input_size_at(moment.iteration)
 
     def end_epoch(self) -> None:
         """Ends what `start_epoch` began."""
@@ -68,12 +70,9 @@ class YOLOX(StockYOLOX):
         size at first, then a multiple of `size_multiplier` for each `random_size_interval` iterations.
         """
         interval = iteration // self._random_size_interval
-        height, width = self._default_input_size
-        if interval == 0:
-            return height, width
-        low, high = self._random_size_range
-        size = int(np.random.default_rng((self._seed or 0, interval)).integers(low, high + 1))
-        return self._size_multiplier * size, self._size_multiplier * int(width / height * size)
+        return input_size(
+            self._seed or 0, interval, self._default_input_size, self._random_size_range, self._size_multiplier
+        )
 
     def _random_resize(self, device: torch.device) -> tuple[int, int]:
         """The size of the next iterations; the stock class asks for it in the last one of an interval."""

@@ -11,17 +11,14 @@ from mmdet.core.hook import YOLOXModeSwitchHook as StockModeSwitchHook
 
 from yolox_ops import ema_update_
 
+from ..core.schedule import is_closing
 from .dataset import MultiImageMixDataset, check_skip_type_keys, data_sets_in
 
 
-def is_closing(runner: BaseRunner, num_last_epochs: int) -> bool:
-    """Whether the current epoch is among the last ones. MMDetection asks for one epoch by `==`: it begins an epoch too
-    early and never after a resume (open-mmlab/mmdetection#7284, #10116)."""
-    return bool(runner.epoch >= runner.max_epochs - num_last_epochs)
-
-
 class YOLOXModeSwitchHook(StockModeSwitchHook):
-    """Turns mosaic and mixup off and L1 on for exactly the last `num_last_epochs` epochs, resumed or not.
+    """Turns mosaic and mixup off and L1 on for exactly the last `num_last_epochs` epochs, resumed or not. MMDetection
+    asks for one epoch by `==`: it begins an epoch too early and never after a resume (open-mmlab/mmdetection#7284,
+    #10116).
 
     Living workers hear of it through the data set (`yolox_plugin.dataset.MultiImageMixDataset`); none is restarted.
     """
@@ -35,7 +32,7 @@ class YOLOXModeSwitchHook(StockModeSwitchHook):
 
     def before_train_epoch(self, runner: BaseRunner) -> None:
         """See the stock class."""
-        if self._closed or not is_closing(runner, self.num_last_epochs):
+        if self._closed or not is_closing(runner.epoch, runner.max_epochs, self.num_last_epochs):
             return
         self._closed = True
         model = runner.model.module if is_module_wrapper(runner.model) else runner.model
@@ -55,7 +52,7 @@ class SyncNormHook(StockSyncNormHook):
     """Averages the norm layers' statistics over the ranks; every epoch during the last `num_last_epochs`."""
 
     def before_train_epoch(self, runner: BaseRunner) -> None:
-        if is_closing(runner, self.num_last_epochs):
+        if is_closing(runner.epoch, runner.max_epochs, self.num_last_epochs):
             self.interval = 1
 
 

@@ -1,7 +1,5 @@
 """mmcv's EpochBasedRunner with exact resume, checkpoints that are whole or absent, and few reads from the device."""
 
-import contextlib
-import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,9 +15,10 @@ from mmdet.datasets.samplers import ClassAwareSampler, DistributedGroupSampler, 
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..core.checkpoint import DamagedCheckpoint, numpy_allowed, read_checkpoint
+from ..core.checkpoint import numpy_allowed, read_newest, write_whole
 from ..core.seeds import seed_everything
-from .dataset import CocoDataset, MultiImageMixDataset, data_sets_in
+from ..protocol import Moment, TrainingPart
+from .dataset import data_sets_in
 from .detector import YOLOX
 
 
@@ -120,9 +119,16 @@ class EpochBasedRunner(StockRunner):
         seed_everything(seed, self.epoch, self.rank, worker=0)
         self.call_hook("before_train_epoch")
         network = self._network
-        self._tell_data(data_loader, seed, takes_uint8=type(network) is YOLOX)
-        if isinstance(network, YOLOX):
-            network.start_epoch(seed, self.iter)
+        self._seed_sampler(data_loader, seed)
+        # A subclass may want to see images converted.
+        moment = Moment(seed, self.epoch, self.iter, self.rank, takes_uint8=type(network) is YOLOX)
+        parts = [
+            part
+            for part in (network, *data_sets_in(getattr(data_loader, "dataset", None)))
+            if isinstance(part, TrainingPart)
+        ]
+        for part in parts:
+            part.start_epoch(moment)
         try:
             for i, data_batch in enumerate(data_loader):
                 self.data_batch = data_batch
@@ -133,29 +139,17 @@ class EpochBasedRunner(StockRunner):
                 del self.data_batch
                 self._iter += 1
         finally:
-            if isinstance(network, YOLOX):
-                network.end_epoch()
-            for data_set in data_sets_in(getattr(data_loader, "dataset", None)):
-                if isinstance(data_set, (MultiImageMixDataset, CocoDataset)):
-                    data_set.end_epoch()
+            for part in parts:
+                part.end_epoch()
         self.call_hook("after_train_epoch")
         self._epoch += 1
 
-    def _tell_data(self, data_loader: DataLoader[Any], seed: int, takes_uint8: bool) -> None:
-        """Tells sampler and data sets what they draw from, and the latter whether the model converts images itself (a
-        subclass may want to see them converted)."""
+    def _seed_sampler(self, data_loader: DataLoader[Any], seed: int) -> None:
         sampler: Any = getattr(data_loader, "sampler", None)
         # MMDetection built it with the command's seed; one with a seed of its own keeps that.
         of_mmdet = type(sampler) in (ClassAwareSampler, DistributedGroupSampler, DistributedSampler)
         if of_mmdet and sampler.seed == self._given_seed:
             sampler.seed = seed
-        for data_set in data_sets_in(getattr(data_loader, "dataset", None)):
-            if isinstance(data_set, MultiImageMixDataset):
-                data_set.start_epoch(seed, self.epoch, self.rank)
-                if takes_uint8:
-                    data_set.keep_uint8()
-            if isinstance(data_set, (MultiImageMixDataset, CocoDataset)):
-                data_set.pack_for_workers()
 
     def register_optimizer_hook(self, optimizer_config: Any) -> None:
         """The detector's `autocast` decides, if it is given: float16 comes with mmcv's own loss scaler, whose state
@@ -187,30 +181,19 @@ class EpochBasedRunner(StockRunner):
         meta: dict[str, Any] | None = None,
         create_symlink: bool = True,
     ) -> None:
-        """Writes beside the final name and renames: whoever is killed or runs out of disk leaves the last one whole."""
+        """Writes it whole or not at all; see `core.checkpoint.write_whole`."""
         out_dir = str(out_dir)
         if "://" in out_dir:  # a store of its own kind, which has no names to change
             super().save_checkpoint(out_dir, filename_tmpl, save_optimizer, meta, create_symlink)
             return
-        name = filename_tmpl.format(self.epoch + 1)
-        final, part = Path(out_dir, name), Path(out_dir, f"{filename_tmpl}.part".format(self.epoch + 1))
-        latest, link = Path(out_dir, "latest.pth"), Path(out_dir, ".latest.pth.part")
-        try:
-            super().save_checkpoint(out_dir, f"{filename_tmpl}.part", save_optimizer, meta, create_symlink=False)
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
-            part.replace(final)
-            if create_symlink:
-                link.unlink(missing_ok=True)
-                link.symlink_to(name)
-                link.replace(latest)
-        except OSError as error:
-            for unfinished in (part, link):
-                with contextlib.suppress(OSError):  # that of the attempt itself is the one to tell
-                    unfinished.unlink(missing_ok=True)
-            kept = f"{latest.resolve()} is still there" if latest.exists() else "there is none before it"
-            reason = os.strerror(error.errno) if error.errno else error
-            raise OSError(error.errno, f"cannot write the checkpoint: {reason}; {kept}", str(final)) from error
+        write_whole(
+            Path(out_dir),
+            filename_tmpl.format(self.epoch + 1),
+            lambda _: super(EpochBasedRunner, self).save_checkpoint(
+                out_dir, f"{filename_tmpl}.part", save_optimizer, meta, create_symlink=False
+            ),
+            link=create_symlink,
+        )
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> Any:
         """As the stock class, and with numpy's numbers in it, too."""
@@ -237,7 +220,7 @@ class EpochBasedRunner(StockRunner):
             with numpy_allowed():
                 content = CheckpointLoader.load_checkpoint(name, place)
         else:
-            content = self._newest_readable(Path(name).expanduser())
+            content = read_newest(Path(name).expanduser(), self.logger.error)
         found = content.get("meta") or {}
         if "state_dict" not in content or not {"epoch", "iter"} <= found.keys():
             raise ValueError(
@@ -275,27 +258,3 @@ class EpochBasedRunner(StockRunner):
         messages = {**meta["hook_msgs"], **found.get("hook_msgs", {})}
         meta.update({**found, **kept, "hook_msgs": messages})
         self._seed = None
-
-    def _newest_readable(self, checkpoint: Path) -> dict[str, Any]:
-        problems = []
-        for path in (checkpoint, *_earlier(checkpoint)):
-            try:
-                return read_checkpoint(path)
-            except DamagedCheckpoint as error:
-                problems.append(str(error))
-                self.logger.error(problems[-1])
-        raise ValueError(
-            "; ".join(problems)
-            + ". No other checkpoint is in that folder: remove it or name another with --resume-from"
-        )
-
-
-def _earlier(checkpoint: Path) -> list[Path]:
-    """The checkpoints of earlier epochs beside this one, newest first."""
-
-    def epoch(path: Path) -> int:
-        match = re.fullmatch(r"epoch_(\d+)\.pth", path.name)
-        return int(match[1]) if match else -1
-
-    real = checkpoint.resolve()
-    return sorted((p for p in real.parent.glob("epoch_*.pth") if 0 <= epoch(p) < epoch(real)), key=epoch, reverse=True)

@@ -1,0 +1,1 @@
+"""The commands: options, checks before anything is written, training, evaluation and what they leave."""

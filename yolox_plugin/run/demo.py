@@ -12,9 +12,12 @@ from pathlib import Path
 
 from mmdet.datasets import build_dataset
 
-from . import checks, evaluate, launch, report
+from . import annotations, evaluate, report
 from . import train as training
+from .config import load_config
 from .demo_data import make_dataset
+from .messages import InputError
+from .options import options_of, positive, user_path, whole
 
 CONFIG = "yolox_demo"
 MARKER = ".made-by-yolox-demo"
@@ -27,12 +30,12 @@ MADE = re.compile(
 def main() -> int:
     """Runs the demo in a folder of its own; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-path", type=launch.path, default=Path("data/demo"), help="made if it is not there")
-    parser.add_argument("--work-dir", type=launch.path, default=Path("work_dirs/demo"),
+    parser.add_argument("--data-path", type=user_path, default=Path("data/demo"), help="made if it is not there")
+    parser.add_argument("--work-dir", type=user_path, default=Path("work_dirs/demo"),
                         help="emptied first of what an earlier demo has left there")  # fmt: skip
-    parser.add_argument("--seed", type=launch.whole, default=0)
-    parser.add_argument("--epochs", type=launch.positive, help="default: 34")
-    args = parser.parse_args(launch.options_of(sys.argv[1:]))
+    parser.add_argument("--seed", type=whole, default=0)
+    parser.add_argument("--epochs", type=positive, help="default: 34")
+    args = parser.parse_args(options_of(sys.argv[1:]))
     if args.work_dir.exists():
         if not args.work_dir.is_dir():
             parser.error(f"--work-dir {args.work_dir} is not a folder")
@@ -46,9 +49,9 @@ def main() -> int:
         make_dataset(args.data_path)
     common = options(args)
     try:
-        cfg = launch.load_config(training.parser().parse_args(common))
-        checks.check_data(cfg, ("train", "val"), args.data_path.absolute())
-    except checks.InputError as error:
+        cfg = load_config(training.parser().parse_args(common))
+        annotations.check_data(cfg, ("train", "val"), args.data_path.absolute())
+    except InputError as error:
         parser.error(str(error))
     for path in args.work_dir.iterdir() if args.work_dir.exists() else ():
         if path.is_dir() and not path.is_symlink():
@@ -93,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
     checkpoint = args.work_dir / "latest.pth"
     evaluation = evaluate.parser().parse_args([*common, f"--pth-path={checkpoint}"])
-    cfg = launch.load_config(evaluation)
+    cfg = load_config(evaluation)
     model, dataset = evaluate.load_model(cfg, checkpoint), build_dataset(cfg.data.test, {"test_mode": True})
     picture = args.work_dir / "detections.png"
     report.draw_detections(dataset, evaluate.detect(model, dataset, cfg, batch_size=1), picture)

@@ -25,7 +25,10 @@ from mmdet.utils import build_dp, setup_multi_processes
 
 from ..core.checkpoint import read_checkpoint
 from ..mmdet2.ddp import gather_results, init_process_group
-from . import checks, launch, report
+from . import annotations, checks, folders, launch, report
+from .config import load_config
+from .messages import InputError
+from .options import add_options, options_of, user_path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,26 +36,26 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         "python -m yolox_plugin.test", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    launch.add_options(options)
+    add_options(options)
     add = options.add_argument
     add(
         "--pth-path",
-        type=launch.path,
+        type=user_path,
         required=True,
         metavar="FILE",
         help="the checkpoint, of this plugin or of MMDetection",
     )
-    add("--save-dir", type=launch.path, metavar="DIR", help="every image with its boxes and scores, as a new file")
+    add("--save-dir", type=user_path, metavar="DIR", help="every image with its boxes and scores, as a new file")
     add("--score-thr", type=float, default=0.3, metavar="X", help="what is drawn there (default: %(default)s)")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Checks, then evaluates: here for one device, else in processes of their own. Returns the exit status."""
-    arguments = launch.options_of(sys.argv[1:] if arguments is None else arguments)
+    arguments = options_of(sys.argv[1:] if arguments is None else arguments)
     args = parser().parse_args(arguments)
     try:
-        cfg = launch.load_config(args)
+        cfg = load_config(args)
         if args.work_dir is None:
             cfg.work_dir = str(Path(cfg.work_dir, "test"))  # beside the training's files, none of which it replaces
         if not launch.is_child():
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if launch.is_child() or (args.devices == 1 and args.nnodes is None):
             test(args, cfg)
             return 0
-    except checks.InputError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -71,14 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def check(args: argparse.Namespace, cfg: Config) -> None:
     """Raises InputError for whatever would fail later, or overwrite something."""
     checks.check_devices(cfg.device, args.devices)
-    labels = checks.check_data(cfg, ["test"], args.data_path.absolute())
+    labels = annotations.check_data(cfg, ["test"], args.data_path.absolute())
     content = checks.check_checkpoint(checks.check_model(cfg), "--pth-path", args.pth_path)
     checks.check_trained_classes(cfg, content)
     checks.check_labels_of(content.get("meta") or {}, "--pth-path", args.pth_path, labels)
-    checks.check_folder("--work-dir", Path(cfg.work_dir))
-    checks.check_replaceable(Path(cfg.work_dir))
+    folders.check_folder("--work-dir", Path(cfg.work_dir))
+    folders.check_replaceable(Path(cfg.work_dir))
     if args.save_dir is not None:
-        checks.check_pictures(args.save_dir, cfg)
+        folders.check_pictures(args.save_dir, cfg)
 
 
 def test(args: argparse.Namespace, cfg: Config) -> None:
@@ -98,7 +101,7 @@ def test(args: argparse.Namespace, cfg: Config) -> None:
     if rank > 0:
         return
     print()
-    figures = report.accuracy(dataset.evaluate(found, metric="bbox"), checks.has_gts(cfg, "test"))
+    figures = report.accuracy(dataset.evaluate(found, metric="bbox"), annotations.has_gts(cfg, "test"))
     work_dir = Path(cfg.work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
     rate = len(dataset) / seconds

@@ -28,10 +28,14 @@ from mmdet.apis import set_random_seed, train_detector
 from mmdet.datasets import build_dataloader, build_dataset
 from mmdet.utils import get_root_logger, setup_multi_processes
 
+from ..core.checkpoint import newest_checkpoint
 from ..mmdet2.dataset import CocoDataset, data_sets_in
 from ..mmdet2.ddp import init_process_group
-from . import checks, launch, report
-from .checks import InputError
+from . import annotations, checks, folders, launch, report
+from .config import listed, load_config, text_of
+from .messages import InputError, described, warn
+from .options import add_options, options_of, positive, whole
+from .recipe import check_lengths, check_recipe, length_of, log_often, schedule
 
 # Seconds since 1970, for the processes that a command starts, restarted ones too; it has checked everything.
 START = "YOLOX_PLUGIN_START"
@@ -44,25 +48,25 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         "python -m yolox_plugin.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    launch.add_options(options)
+    add_options(options)
     add = options.add_argument
-    add("--epochs", type=launch.positive, metavar="N",
+    add("--epochs", type=positive, metavar="N",
         help="a short run: warm-up, closing phase and intervals of the config shrink in proportion")  # fmt: skip
-    add("--iterations", type=launch.positive, metavar="N", help="stop after so many, in the midst of the schedule")
+    add("--iterations", type=positive, metavar="N", help="stop after so many, in the midst of the schedule")
     add("--performance", action="store_true",
         help="no validation; one epoch, unless --epochs or --iterations says otherwise")  # fmt: skip
     add("--amp", choices=("float32", "bfloat16", "float16"),
         help="precision of the convolutions (default: MMDetection's, float32, but float16 on an NPU)")  # fmt: skip
-    add("--seed", type=launch.whole, default=0, help="default: %(default)s")
+    add("--seed", type=whole, default=0, help="default: %(default)s")
     add("--resume", action="store_true", help="go on from the newest checkpoint in --work-dir, if there is one")
-    add("--max-restarts", type=launch.whole, default=0, metavar="N",
+    add("--max-restarts", type=whole, default=0, metavar="N",
         help="when a process ends with an error, start again from the newest checkpoint, N times at most")  # fmt: skip
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Checks, then trains: here for one device, else in processes of their own. Returns the exit status."""
-    arguments = launch.options_of(sys.argv[1:] if arguments is None else arguments)
+    arguments = options_of(sys.argv[1:] if arguments is None else arguments)
     args = parser().parse_args(arguments)
     given = os.environ.get(START)
     start = float(given or time.time())
@@ -86,14 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = launch.run_processes("yolox_plugin.train", arguments, args, cfg.device, args.max_restarts)
         finally:
             del os.environ[START]
-    if status not in (0, 2) and not launch.is_child() and checks.newest_checkpoint(Path(cfg.work_dir)):
+    if status not in (0, 2) and not launch.is_child() and newest_checkpoint(Path(cfg.work_dir)):
         print(f"The same command with --resume goes on from the newest checkpoint in {cfg.work_dir}.", file=sys.stderr)
     return status
 
 
 def configure(args: argparse.Namespace) -> Config:
     """The config with everything the options say, except what depends on the size of the data set (`schedule`)."""
-    cfg = launch.load_config(args)
+    cfg = load_config(args)
     if args.batch_size:
         cfg.data.train_dataloader.samples_per_gpu = args.batch_size
     if args.amp:
@@ -104,7 +108,7 @@ def configure(args: argparse.Namespace) -> Config:
     cfg.auto_resume = False  # `train` says where to go on from
     if "evaluation" not in cfg:
         cfg.evaluation = {}  # MMDetection evaluates every epoch then; None stands for none
-    cfg.custom_hooks = list(launch.listed(cfg.custom_hooks))
+    cfg.custom_hooks = list(listed(cfg.custom_hooks))
     for hook in cfg.custom_hooks:
         if hook.get("type") in CLOSING:
             hook.setdefault("num_last_epochs", CLOSING[hook.type])
@@ -130,108 +134,19 @@ def check(args: argparse.Namespace, cfg: Config) -> None:
     parts = checks.check_parts(cfg)
     check_recipe(args, cfg)
     splits = ("train", "val") if validates(args, cfg) else ("train",)
-    labels = checks.check_data(cfg, splits, args.data_path.absolute())
+    labels = annotations.check_data(cfg, splits, args.data_path.absolute())
     if "val" in splits:
         checks.check_evaluation(cfg, distributed=args.devices > 1 or args.nnodes is not None)
     work_dir = Path(cfg.work_dir)
-    checks.check_folder("--work-dir", work_dir)
-    checks.check_new(work_dir, args.resume)
+    folders.check_folder("--work-dir", work_dir)
+    folders.check_new(work_dir, args.resume)
     checks.check_initial_weights(parts.model, "load_from", cfg.load_from)
     checks.check_initial_weights(parts.model, "resume_from", cfg.resume_from)
-    newest = checks.newest_checkpoint(work_dir) if args.resume else None
+    newest = newest_checkpoint(work_dir) if args.resume else None
     if newest:
         checks.check_resumable(parts, "--resume", newest, length_of(args, cfg), labels)
     elif cfg.resume_from and "://" not in cfg.resume_from:
         checks.check_resumable(parts, "resume_from", Path(cfg.resume_from), length_of(args, cfg), labels)
-
-
-def length_of(args: argparse.Namespace, cfg: Config) -> dict[str, int]:
-    """How many epochs, or iterations, a run of this command has in all."""
-    if args.iterations:
-        return {"iter": args.iterations}
-    if "max_epochs" not in cfg.runner:
-        return {} if args.performance else {"iter": cfg.runner.max_iters}
-    return {"epoch": args.epochs or (1 if args.performance else cfg.runner.max_epochs)}
-
-
-def check_recipe(args: argparse.Namespace, cfg: Config) -> None:
-    """Raises InputError for what MMDetection's runners do not do, or do without a word."""
-    if len(cfg.workflow) != 1 or cfg.workflow[0][0] != "train":
-        raise InputError(f"the config's workflow must be [('train', 1)], got {cfg.workflow}: `evaluation` is for val")
-    lr: Any = cfg.lr_config or {}
-    if args.epochs and {"periods", "total_steps"}.intersection(lr):
-        raise InputError(
-            f"--epochs cannot shorten the config's lr_config.policy={lr.policy!r}: change its lengths there"
-        )
-    if "max_epochs" in cfg.runner:
-        if lr.get("warmup_by_epoch") and not args.epochs and not args.performance:
-            check_lengths(cfg, iterations_per_epoch=1)  # all lengths are in epochs
-        return
-    kind = cfg.runner.type
-    counted = [f"lr_config.{key}" for key in ("by_epoch", "warmup_by_epoch", "num_last_epochs") if lr.get(key)]
-    counted += [hook.type for hook in cfg.custom_hooks if hook.get("num_last_epochs")]
-    if args.epochs:
-        counted.append("--epochs")
-    if counted:
-        raise InputError(
-            f"the config's {kind} has no epochs, in which {counted[0]} counts: leave that out, or use EpochBasedRunner"
-        )
-    if kind == "IterBasedRunner" and cfg.device != "cuda" and (args.resume or args.max_restarts or cfg.resume_from):
-        raise InputError(f"the config's {kind} resumes on CUDA alone, as mmcv has it: use EpochBasedRunner")
-
-
-def check_lengths(cfg: Config, iterations_per_epoch: int) -> None:
-    """Raises InputError if warm-up and closing phase leave nothing of the training, where the learning rate is made of
-    its share."""
-    lr: Any = cfg.lr_config or {}
-    if lr.get("policy") != "YOLOX":
-        return
-    warm_up = lr.get("warmup_iters", 0) * (iterations_per_epoch if lr.get("warmup_by_epoch") else 1)
-    closing, length = lr.num_last_epochs, cfg.runner.max_epochs
-    if warm_up and warm_up >= (length - closing) * iterations_per_epoch:
-        raise InputError(
-            f"the config's warm-up of {warm_up / iterations_per_epoch:g} epochs and closing phase of {closing} must be"
-            f" shorter than its {length} epochs"
-        )
-
-
-def shrunk(value: Any, share: float) -> Any:
-    """A length of a recipe, or several, in a share of its time; 0 and less stand for none."""
-    if isinstance(value, list):
-        return [shrunk(part, share) for part in value]
-    return max(round(value * share), 1) if value > 0 else value
-
-
-def schedule(cfg: Config, epochs: int | None, iterations_per_epoch: int) -> None:
-    """Fits the recipe into `epochs`: warm-up, closing phase, steps and intervals shrink. The end is evaluated."""
-    lr: Any = cfg.get("lr_config") or {}
-    evaluation = cfg.get("evaluation")
-    changes = [tuple(change) for change in (evaluation or {}).get("dynamic_intervals") or ()]
-    if epochs:
-        share = min(epochs / cfg.runner.max_epochs, 1.0)
-        cfg.runner.max_epochs = epochs
-        parts = [hook for hook in cfg.get("custom_hooks") or () if "num_last_epochs" in hook]
-        parts += [part for part in (lr, evaluation, cfg.get("checkpoint_config")) if part]
-        for part in parts:
-            part.update({key: shrunk(part[key], share) for key in ("interval", "start", "step") if part.get(key)})
-            if "num_last_epochs" in part:  # of one epoch none is left for it, in which the learning rate is the lowest
-                part.num_last_epochs = min(shrunk(part.num_last_epochs, share), epochs - 1)
-        closing = max((part.num_last_epochs for part in parts if "num_last_epochs" in part), default=0)
-        changes = [(epochs - closing, 1)] if changes else []
-        if lr.get("warmup_iters"):
-            warm_up = lr.warmup_iters * (iterations_per_epoch if lr.get("warmup_by_epoch") else 1)
-            most = max((epochs - closing) * iterations_per_epoch - 1, 1)
-            lr.update(warmup_by_epoch=False, warmup_iters=min(shrunk(warm_up, share), most))
-    if evaluation is not None:
-        end = cfg.runner.get("max_epochs") or cfg.runner.max_iters
-        evaluation.dynamic_intervals = [*changes, (end, 1)]
-
-
-def log_often(cfg: Config, iterations: float) -> None:
-    """Lets the loggers write at least once in so many iterations."""
-    for part in (cfg.log_config, *cfg.log_config.hooks):
-        if "interval" in part:
-            part.interval = min(part.interval, max(int(iterations), 1))
 
 
 def iterations_in(dataset: Any, cfg: Config, distributed: bool) -> int:
@@ -285,7 +200,7 @@ def train(args: argparse.Namespace, cfg: Config, start: float, resume: bool) -> 
     setup_multi_processes(cfg)
     set_random_seed(args.seed)
     cfg.gpu_ids = list(range(world_size))
-    dataset = checks.described("data.train", lambda: build_dataset(cfg.data.train))
+    dataset = described("data.train", lambda: build_dataset(cfg.data.train))
     per_epoch = iterations_in(dataset, cfg, distributed=world_size > 1)
     epochs, iterations = args.epochs, args.iterations
     if args.performance and not epochs and not iterations:
@@ -296,7 +211,7 @@ def train(args: argparse.Namespace, cfg: Config, start: float, resume: bool) -> 
         check_lengths(cfg, per_epoch)
     log_often(cfg, min(min(length, iterations or length) // 20, per_epoch))
     model = checks.check_model(cfg)
-    with claimed(Path(cfg.work_dir), resume, launch.text_of(cfg)) if rank == 0 else contextlib.nullcontext():
+    with claimed(Path(cfg.work_dir), resume, text_of(cfg)) if rank == 0 else contextlib.nullcontext():
         run(args, cfg, start, resume, dataset, model, iterations)
 
 
@@ -316,8 +231,8 @@ def claimed(work_dir: Path, resume: bool, text: str) -> Iterator[None]:
         except (BlockingIOError, PermissionError) as error:
             raise InputError(f"--work-dir {work_dir} has a run that is going on: name another") from error
         except OSError as error:  # as of some network file systems
-            checks.warn(f"--work-dir {work_dir} cannot be locked against other runs: {error}")
-        checks.check_unmixed(work_dir, resume)  # of one that has ended since the checks
+            warn(f"--work-dir {work_dir} cannot be locked against other runs: {error}")
+        folders.check_unmixed(work_dir, resume)  # of one that has ended since the checks
         file.truncate(0)
         file.write(text)
         file.flush()
@@ -339,12 +254,12 @@ def run(
         model.to(memory_format=torch.channels_last)
     model.CLASSES = dataset.CLASSES
     about = {"CLASSES": dataset.CLASSES, **labels_of(dataset)}
-    meta = {**about, "seed": args.seed, "config": launch.text_of(cfg)}
+    meta = {**about, "seed": args.seed, "config": text_of(cfg)}
     if cfg.checkpoint_config is not None:
         cfg.checkpoint_config.meta = about
     if iterations:
         cfg.custom_hooks.append({"type": "StopHook", "iterations": iterations, "priority": "LOWEST"})
-    newest = agreed(checks.newest_checkpoint(work_dir)) if resume else None
+    newest = agreed(newest_checkpoint(work_dir)) if resume else None
     if newest:
         cfg.resume_from = str(newest)
     with contextlib.suppress(Enough):
@@ -374,7 +289,7 @@ def finish(args: argparse.Namespace, cfg: Config, stamp: str, world_size: int, s
         "amp": args.amp,
         "versions": report.versions(),
         **report.speed(log, batch_size * world_size),
-        **(report.accuracy(evaluations[-1], checks.has_gts(cfg, "val")) if evaluations else {"mAP": None}),
+        **(report.accuracy(evaluations[-1], annotations.has_gts(cfg, "val")) if evaluations else {"mAP": None}),
         "loss": losses[-1] if losses else None,
         "seconds": seconds,
     })  # fmt: skip

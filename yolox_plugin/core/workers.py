@@ -1,0 +1,67 @@
+"""What the main process tells data-loading workers, which live for many epochs."""
+
+import gc
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .seeds import seed_everything
+
+MOST_STEPS = 1024  # of a pipeline, for which there is room
+
+
+class Announcements:
+    """The epoch and the steps to leave out, in memory that workers share with the process that started them."""
+
+    def __init__(self) -> None:
+        self._left_out = _shared(torch.zeros(MOST_STEPS, dtype=torch.bool))
+        self._position = _shared(torch.full((3,), -1))
+        self._followed: list[int] = []
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy: what its workers hear comes through memory of its own."""
+        self.__dict__.update(state)
+        _shared(self._left_out)
+        _shared(self._position)
+
+    def start_epoch(self, seed: int, epoch: int, rank: int) -> None:
+        """Every worker draws from (seed, epoch, rank, worker) from its next sample on."""
+        self._position.copy_(torch.tensor([seed, epoch, rank]))
+
+    def end_epoch(self) -> None:
+        """Workers that start from now on draw as the host has seeded them."""
+        self._position.fill_(-1)
+
+    def leave_out(self, steps: Sequence[bool]) -> None:
+        """Says of each step of the pipeline whether it is left out.
+
+        Raises:
+            ValueError: for more steps than there is room for.
+        """
+        if len(steps) > MOST_STEPS:
+            raise ValueError(f"pipeline must have at most {MOST_STEPS} steps, got {len(steps)}")
+        self._left_out[: len(steps)] = torch.tensor(steps, dtype=torch.bool)
+
+    def left_out(self) -> list[bool]:
+        """For a worker: of each step, and of as many more as there is room for, whether it is left out."""
+        found: list[bool] = self._left_out.tolist()
+        return found
+
+    def follow(self, worker: int) -> None:
+        """In a worker, before each sample: seeds it if another epoch has begun."""
+        seed, epoch, rank = position = self._position.tolist()
+        if position == self._followed:
+            return
+        if not self._followed:
+            # A collection would write to every object that came with the fork, and so copy all of them.
+            gc.freeze()
+        self._followed = position
+        if epoch >= 0:
+            seed_everything(seed, epoch, rank, worker=worker + 1)
+
+
+def _shared(tensor: Tensor) -> Tensor:
+    shared: Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]
+    return shared

@@ -1,0 +1,334 @@
+"""What is checked in data sets: annotation files field by field, classes, and that images are there."""
+
+import codecs
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmdet.datasets
+from mmcv import Config
+from mmdet.datasets import DATASETS
+
+from ..mmdet2.dataset import CocoDataset, MultiImageMixDataset
+from .messages import InputError, warn
+
+MIN_SIZE = 32  # pixels: MMDetection trains on no smaller images
+
+
+def leaves(data: Any) -> Iterator[Any]:
+    """The configs of the data sets that read annotations, inside those that mix, repeat or join them."""
+    if isinstance(data, (list, tuple)):
+        for part in data:
+            yield from leaves(part)
+    elif "datasets" in data or "dataset" in data:
+        yield from leaves(data.get("datasets", data.get("dataset")))
+    else:
+        yield data
+
+
+def files_of(leaf: Any) -> list[tuple[Path, Path]]:
+    """Annotation files and image folders that a data set of this config reads, as MMDetection finds them."""
+    root = leaf.get("data_root") or ""
+    paths = leaf.ann_file if isinstance(leaf.ann_file, (list, tuple)) else [leaf.ann_file]
+    prefix = leaf.get("img_prefix") or ""
+    prefixes = prefix if isinstance(prefix, (list, tuple)) else [prefix] * len(paths)
+    return [(Path(root, path), Path(root, folder)) for path, folder in zip(paths, prefixes, strict=True)]
+
+
+def check_data(cfg: Config, splits: Sequence[str], root: Path) -> dict[str, int]:
+    """Each class's label, if annotations are there, fit the config, and every image file has an image's beginning.
+
+    Args:
+        root: --data-path.
+
+    Raises:
+        InputError: something is missing or wrong.
+    """
+    if not root.is_dir():
+        raise InputError(f"--data-path {root} is not a folder")
+    known: dict[str, tuple[int, Path]] = {}
+    for split in splits:
+        check_nesting(cfg.data[split], split)
+        for leaf in leaves(cfg.data[split]):
+            wanted = check_type(leaf, split)
+            for path, folder in files_of(leaf):
+                labels = check_file(cfg, leaf, split, root, path, folder, wanted)
+                check_labels(known, labels, path)
+    return {name: label for name, (label, _) in known.items()}
+
+
+def check_file(
+    cfg: Config, leaf: Any, split: str, root: Path, path: Path, folder: Path, wanted: Sequence[str]
+) -> list[str]:
+    """Checks an annotation file and its images; its classes in the order of their labels."""
+    if not path.is_file():
+        if path.is_relative_to(root):
+            raise InputError(f"--data-path {root} has no {path.relative_to(root)}")
+        raise InputError(f"{path}, the ann_file of data.{split}, does not exist")
+    training = split == "train"
+    content = check_annotations(leaf, path, training)
+    labels = check_classes(cfg, content["categories"], wanted, path)
+    check_gts(leaf, content, wanted, path, training)
+    check_images(folder, [image["file_name"] for image in content["images"]], path)
+    return labels
+
+
+def check_labels(known: dict[str, tuple[int, Path]], labels: Sequence[str], path: Path) -> None:
+    """Raises InputError if a class has another label in this file than in one before it.
+
+    Args:
+        known: each class's label, and the file that it is from.
+    """
+    for label, name in enumerate(labels):
+        expected, other = known.setdefault(name, (label, path))
+        if label != expected:
+            raise InputError(
+                f"{name} is label {label} in {path} but {expected} in {other}, as MMDetection numbers the classes that"
+                " a file has in its order: give both the same categories"
+            )
+
+
+def check_nesting(data: Any, split: str, around: tuple[str, ...] = ()) -> None:
+    """Raises InputError for data sets around data sets that do not work.
+
+    Args:
+        around: the types of those outside of `data`.
+    """
+    if split != "train":
+        if isinstance(data, (list, tuple)) or "dataset" in data or "datasets" in data or len(files_of(data)) != 1:
+            raise InputError(f"data.{split} must be one data set with one annotation file, whose figures are reported")
+        return
+    if isinstance(data, (list, tuple)):
+        for part in data:
+            check_nesting(part, split, (*around, "ConcatDataset"))
+        return
+    if data.type == "MultiImageMixDataset" and "ClassBalancedDataset" in around:
+        raise InputError(
+            "data.train has a MultiImageMixDataset in a ClassBalancedDataset, which asks it for classes that it does"
+            " not tell: put the ClassBalancedDataset inside"
+        )
+    if data.type == "MultiImageMixDataset" and around and not _is_ours(data.type, MultiImageMixDataset):
+        raise InputError(
+            f"data.train has a MultiImageMixDataset in a {around[-1]}: MMDetection's hooks, without the plugin's"
+            " training part, find only an outermost one"
+        )
+    for key in ("dataset", "datasets"):
+        if key in data:
+            check_nesting(data[key], split, (*around, data.type))
+
+
+def _is_ours(name: str, ours: type) -> bool:
+    """Whether the data set registered under this name is the plugin's, or the user's own kind of it."""
+    return issubclass(DATASETS.get(name), ours)
+
+
+def check_type(leaf: Any, split: str) -> Sequence[str]:
+    """The classes of a data set that reads COCO's annotations.
+
+    Raises:
+        InputError: it is another kind, or has no good classes.
+    """
+    kind = DATASETS.get(leaf.type)
+    if kind is None or not issubclass(kind, mmdet.datasets.CocoDataset):
+        raise InputError(f"data.{split} must be read by a CocoDataset, got {leaf.type}")
+    classes = leaf.get("classes")
+    if isinstance(classes, str) and not Path(classes).is_file():
+        raise InputError(
+            f"classes={classes!r} of data.{split} is a string, which MMDetection takes for a file with a class a line,"
+            f" and there is none: for one class write ({classes!r},)"
+        )
+    wanted: Sequence[str] = kind.get_classes(classes)
+    if len(set(wanted)) < len(wanted):
+        raise InputError(f"classes of data.{split} must differ, got {listed(wanted)}")
+    return wanted
+
+
+def listed(names: Iterable[str]) -> str:
+    text = ", ".join(names)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+Rule = tuple[str, Callable[[Any], bool], str]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max  # which a NaN is not
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 4 and all(map(_is_number, value))
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_id(value: Any) -> bool:
+    return _is_number(value) or isinstance(value, str)
+
+
+ID: list[Rule] = [("id", _is_id, "a number or a string")]
+
+IMAGES: list[Rule] = [*ID, ("file_name", _is_text, "the name of a file")]
+
+SIZES: list[Rule] = [(side, _is_positive, "a number of pixels") for side in ("width", "height")]
+
+CATEGORIES: list[Rule] = [*ID, ("name", _is_text, "a name")]
+
+ANNOTATIONS: list[Rule] = [*ID, *((f"{to}_id", _is_id, "the id of an entry") for to in ("image", "category"))]
+
+BOXES: list[Rule] = [
+    ("bbox", _is_box, "4 finite numbers, x, y, width and height"),
+    ("area", _is_number, "a number of pixels"),
+]
+
+CROWDS: list[Rule] = [("iscrowd", _is_number, "0 or 1")]
+
+
+def _problem(kind: str, place: int, entry: Any, rules: Iterable[Rule]) -> str | None:
+    """What is wrong with an entry of an annotation file, in words that name its id and the field."""
+    if not isinstance(entry, dict):
+        return f"{kind} number {place} must be an object, got {entry!r:.40}"
+    for field, fits, expected in rules:
+        if field not in entry or not fits(entry[field]):
+            name = f"number {place}" if field == "id" else f"{entry['id']}"
+            got = f"must be {expected}, got {entry[field]!r:.40}" if field in entry else "is missing"
+            return f"{field} of {kind} {name} {got}"
+    return None
+
+
+def _refuse(path: Path, problems: Sequence[str]) -> None:
+    if problems:
+        others = f", and {len(problems) - 1} more like it" if len(problems) > 1 else ""
+        raise InputError(f"{path}: {problems[0]}{others}")
+
+
+def check_entries(path: Path, kind: str, entries: Sequence[Any], rules: Sequence[Rule]) -> None:
+    """Raises InputError unless every entry has what the rules ask for and an id of its own."""
+    found = (_problem(kind, place, entry, rules) for place, entry in enumerate(entries))
+    _refuse(path, [problem for problem in found if problem])
+    if len({isinstance(entry["id"], str) for entry in entries}) > 1:
+        raise InputError(f"{path}: ids of {kind} entries must be all numbers or all strings")
+    ids = Counter(entry["id"] for entry in entries)
+    _refuse(path, [f"{count} entries have the {kind} id {name!r}" for name, count in ids.items() if count > 1])
+
+
+def check_annotations(leaf: Any, path: Path, training: bool) -> dict[str, list[dict[str, Any]]]:
+    """The content of an annotation file that has everything that MMDetection, and in validation pycocotools, read.
+
+    Raises:
+        InputError: for the first problem of each kind, with the file, the id and the field.
+    """
+    raw = path.read_bytes()
+    if raw.startswith(codecs.BOM_UTF8) and not _is_ours(leaf.type, CocoDataset):
+        raise InputError(f"{path} begins with a byte order mark, which {leaf.type} does not read: save it without")
+    try:
+        content = json.loads(raw.decode("utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no JSON file: {error}") from error
+    parts = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
+        raise InputError(f"{path} must be an object with the lists {', '.join(parts)}")
+    if not content["images"]:
+        raise InputError(f"{path} lists no images")
+    check_entries(path, "image", content["images"], [*IMAGES, *SIZES] if training else IMAGES)
+    check_entries(path, "category", content["categories"], CATEGORIES)
+    check_entries(path, "annotation", content["annotations"], ANNOTATIONS)
+    images, categories = ({entry["id"] for entry in content[part]} for part in ("images", "categories"))
+    read = [entry for entry in content["annotations"] if entry["image_id"] in images]
+    if training:
+        read = [entry for entry in read if not entry.get("ignore")]
+    check_entries(path, "annotation", read, [*ID, *BOXES] if training else [*ID, *BOXES, *CROWDS])
+    strange = {
+        "image_id": sum(entry["image_id"] not in images for entry in content["annotations"]),
+        "category_id": sum(entry["category_id"] not in categories for entry in content["annotations"]),
+    }
+    for field, count in strange.items():
+        if count:
+            warn(f"{path}: the {field} of {count} of {len(content['annotations'])} annotations is unknown, left out")
+    return content
+
+
+def check_classes(cfg: Config, categories: Sequence[dict[str, Any]], wanted: Sequence[str], path: Path) -> list[str]:
+    """The config's classes that a file has, in the order of its categories, in which MMDetection numbers the labels.
+
+    Raises:
+        InputError: it has none, or one twice, or the head is for another number of classes.
+    """
+    found = [category["name"] for category in categories]
+    labels = [name for name in found if name in wanted]
+    if not labels:
+        raise InputError(
+            f"{path} has none of the config's {len(wanted)} classes ({wanted[0]}, ...) but"
+            f" {listed(sorted(found))}: name a --config with these `classes`"
+        )
+    _refuse(path, [f"{count} categories are named {name}" for name, count in Counter(labels).items() if count > 1])
+    heads = cfg.model.get("bbox_head", {}).get("num_classes", len(wanted))
+    if heads != len(wanted):
+        raise InputError(f"the config has {len(wanted)} classes but model.bbox_head.num_classes={heads}")
+    lacking = [name for name in wanted if name not in labels]
+    if lacking:
+        warn(f"{path} lacks {len(lacking)} of the config's {len(wanted)} classes: {', '.join(lacking)}")
+    return labels
+
+
+def count_gts(content: dict[str, Any], wanted: Sequence[str], training: bool) -> Counter[Any]:
+    """How many annotations of the config's classes that are no crowd each image has, by its id."""
+    images = {image["id"] for image in content["images"]}
+    categories = {category["id"] for category in content["categories"] if category["name"] in wanted}
+    left_out = ("iscrowd", "ignore") if training else ("iscrowd",)
+    return Counter(
+        entry["image_id"]
+        for entry in content["annotations"]
+        if entry["image_id"] in images
+        and entry["category_id"] in categories
+        and not any(entry.get(key) for key in left_out)
+    )
+
+
+def has_gts(cfg: Config, split: str) -> bool:
+    """Whether a split that `check_data` has passed has anything to evaluate with."""
+    [(path, _)] = files_of(cfg.data[split])
+    data = cfg.data[split]
+    return bool(
+        count_gts(json.loads(path.read_bytes()), DATASETS.get(data.type).get_classes(data.get("classes")), False)
+    )
+
+
+def check_gts(leaf: Any, content: dict[str, Any], wanted: Sequence[str], path: Path, training: bool) -> None:
+    """Raises InputError if there is nothing to train on, and warns if there is nothing to evaluate with."""
+    gts = count_gts(content, wanted, training)
+    if not training:
+        if not gts:
+            warn(f"{path} has no annotation of the config's classes: mAP will be null")
+        return
+    if not gts:
+        raise InputError(f"{path} has no annotation of the config's classes to train on")
+    for image in content["images"]:
+        if min(image["width"], image["height"]) >= MIN_SIZE and (
+            gts[image["id"]] or not leaf.get("filter_empty_gt", True)
+        ):
+            return
+    raise InputError(f"{path}: MMDetection leaves out all images, as of less than {MIN_SIZE} pixels or unannotated")
+
+
+def check_images(folder: Path, names: Sequence[str], annotations: Path) -> None:
+    """Raises InputError if files are missing or do not begin as images do."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder")
+    with ThreadPoolExecutor(16) as pool:  # waits for the disk more than it computes
+        readable = list(pool.map(lambda name: cv2.haveImageReader(str(folder / name)), names))
+    bad = [name for name, good in zip(names, readable, strict=True) if not good]
+    if bad:
+        problem = "is no readable image" if (folder / bad[0]).exists() else "does not exist"
+        others = f", and {len(bad) - 1} more like it" if len(bad) > 1 else ""
+        raise InputError(f"{folder / bad[0]}, which {annotations.name} lists, {problem}{others}")

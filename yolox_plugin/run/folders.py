@@ -1,0 +1,86 @@
+"""What is checked before a command writes to a folder: nothing of the user's is overwritten."""
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+from mmcv import Config
+
+from ..core.checkpoint import newest_checkpoint
+from .annotations import files_of
+from .messages import InputError
+
+MAX_NAME = 255  # bytes
+
+# What a run writes under these names, besides checkpoints and logs.
+WRITTEN = ("config.py", "result.json", "curves.png")
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Raises InputError unless files can be written to `folder`, which need not be there yet."""
+    longest = max(len(os.fsencode(part)) for part in folder.absolute().parts)
+    if longest > MAX_NAME:
+        raise InputError(f"{option} {folder!s:.80}... has a name of {longest} bytes, of {MAX_NAME} that there may be")
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise InputError(f"{option} {there} is not a folder")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"{option} {folder}: {there} cannot be written to")
+
+
+def has_run(work_dir: Path) -> bool:
+    """Whether there are checkpoints or logs in `work_dir`."""
+    return newest_checkpoint(work_dir) is not None or any(work_dir.glob("*.log")) or any(work_dir.glob("*.log.json"))
+
+
+def check_unmixed(work_dir: Path, resume: bool) -> None:
+    """Raises InputError if `work_dir` has a run that is not to go on."""
+    if has_run(work_dir) and not resume:
+        raise InputError(f"--work-dir {work_dir} has a run already: --resume goes on with it, or name another")
+
+
+def check_new(work_dir: Path, resume: bool) -> None:
+    """Raises InputError if a run would overwrite, or mix with, something in `work_dir` that it does not go on with."""
+    check_unmixed(work_dir, resume)
+    if has_run(work_dir):
+        return
+    for name in WRITTEN:
+        if os.path.lexists(work_dir / name):
+            raise InputError(f"--work-dir {work_dir} has a {name} that would be overwritten: name another")
+
+
+def check_replaceable(work_dir: Path) -> None:
+    """Raises InputError if the result.json in `work_dir` is something else than that of an earlier evaluation."""
+    path = work_dir / "result.json"
+    if not os.path.lexists(path):
+        return
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or found.get("task") != "test":
+        raise InputError(f"--work-dir {work_dir} has a result.json that would be overwritten: name another")
+
+
+def check_pictures(save_dir: Path, cfg: Config) -> None:
+    """Raises InputError unless the picture of every image of data.test would be a new file inside `save_dir`, and one
+    that no other image has."""
+    check_folder("--save-dir", save_dir)
+    [(annotations, _)] = files_of(cfg.data.test)
+    root = os.path.realpath(save_dir)
+    taken: dict[str, str] = {}
+    for image in json.loads(annotations.read_bytes())["images"]:
+        name = image["file_name"]
+        place = save_dir / name
+        target = os.path.realpath(place)
+        if Path(name).is_absolute() or not Path(target).is_relative_to(root):
+            raise InputError(f"--save-dir {save_dir}: the picture of {name} would be outside of it, at {target}")
+        if os.path.lexists(place):
+            raise InputError(f"--save-dir {save_dir} has {name} already, which would be overwritten: name a new folder")
+        if target in taken:
+            raise InputError(f"--save-dir {save_dir}: {taken[target]} and {name} would be the same picture")
+        if not cv2.haveImageWriter(name):
+            raise InputError(f"--save-dir {save_dir}: OpenCV writes no files such as {name}")
+        taken[target] = name
+        check_folder("--save-dir", place.parent)
