@@ -56,11 +56,11 @@ TORCH_LIBRARY(yolox_ops, m) {
       "(Tensor, "
       "Tensor)");
   m.def(
-      "simota_cost(Tensor scores, Tensor priors, Tensor boxes, Tensor gt_boxes, Tensor gt_labels, float "
+      "simota_cost(Tensor scores, Tensor centers, Tensor boxes, Tensor gt_boxes, Tensor gt_labels, float "
       "center_radius, "
       "float cls_weight, float iou_weight) -> (Tensor, Tensor)");
   m.def(
-      "simota_assign(Tensor scores, Tensor priors, Tensor boxes, Tensor gt_boxes, Tensor gt_labels, Tensor "
+      "simota_assign(Tensor scores, Tensor centers, Tensor boxes, Tensor gt_boxes, Tensor gt_labels, Tensor "
       "num_gts, "
       "float center_radius, int candidate_topk, float cls_weight, float iou_weight, bool "
       "keep_every_gt=False) -> "

@@ -87,11 +87,11 @@ def test_only_equal_costs_excuse_another_assignment(load, nudge, equal):
     """Ten of a gt's priors are cheaper than the others by `nudge`; one of them and one of the others change places."""
     parity, reference = load("parity"), load("yolox_ops.reference")
     images, box = 20, torch.tensor([8.0, 8.0, 88.0, 88.0])
-    priors = reference.grid_priors(96)
-    scores = torch.full((images, len(priors), 3), 0.5)
-    near = torch.stack(reference._regions(priors, box[None], 2.5)).all(0)[:, 0].nonzero()[:, 0]
+    centers = reference.grid_centers(96)
+    scores = torch.full((images, len(centers), 3), 0.5)
+    near = torch.stack(reference._regions(centers, box[None], 2.5)).all(0)[:, 0].nonzero()[:, 0]
     scores[:, near[:10], 1] += nudge
-    args = (scores, priors, box.expand(images, len(priors), 4), box.expand(images, 1, 4))
+    args = (scores, centers, box.expand(images, len(centers), 4), box.expand(images, 1, 4))
     args += (torch.ones(images, 1, dtype=torch.int64), torch.ones(images, dtype=torch.int64))
     right = reference.simota_assign(*args)
     assert (right[0][0] == 0).nonzero()[:, 0].tolist() == near[:10].tolist()
@@ -104,13 +104,13 @@ def test_only_equal_costs_excuse_another_assignment(load, nudge, equal):
 
 def test_ties_of_rival_gts_and_of_nobody_at_all(load):
     outcomes, reference = load("parity").outcomes, load("yolox_ops.reference")
-    priors, box = reference.grid_priors(96), torch.tensor([[8.0, 8.0, 88.0, 88.0]])
-    image = (torch.full((len(priors), 3), 0.5), priors, box.expand(len(priors), 4))
-    near = torch.stack(reference._regions(priors, box, 2.5)).all(0)[:, 0]
+    centers, box = reference.grid_centers(96), torch.tensor([[8.0, 8.0, 88.0, 88.0]])
+    image = (torch.full((len(centers), 3), 0.5), centers, box.expand(len(centers), 4))
+    near = torch.stack(reference._regions(centers, box, 2.5)).all(0)[:, 0]
     two = outcomes(*image, box.repeat(2, 1), torch.tensor([1, 1]))
     assert two[near].all() and not two[~near, :2].any()
     assert outcomes(*image, box + 1000, torch.tensor([1]))[:, -1].all()
-    assert outcomes(*image, box[:0], torch.zeros(0, dtype=torch.int64)).shape == (len(priors), 1)
+    assert outcomes(*image, box[:0], torch.zeros(0, dtype=torch.int64)).shape == (len(centers), 1)
 
 
 BOXES = torch.tensor([[1.0, 2, 30, 40, 0.9], [1, 2, 30, 40, 0.8], [50, 60, 70, 80, 0.7]])
@@ -163,16 +163,16 @@ def test_a_peer_of_other_semantics_is_timed_and_not_compared(load):
 def test_megviis_steps_are_those_of_libreyolo(load, kind, gts):
     nn = pytest.importorskip("libreyolo.models.yolox.nn")
     cases, peers = load("cases"), load("peers")
-    cls, obj, boxes, priors, gt_boxes, labels = cases.predictions(kind, gts, seed=gts, size=320)
+    cls, obj, boxes, centers, gt_boxes, labels = cases.predictions(kind, gts, seed=gts, size=320)
     as_centre = lambda b: torch.cat([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], 1)  # noqa: E731
-    shifts = priors[:, :2] / priors[:, 2:] - 0.5
+    shifts = centers[:, :2] / centers[:, 2:] - 0.5
     head = nn.YOLOXHead(80, width=0.125)
     _, positive, iou, owner, count = head.get_assignments(
-        0, gts, as_centre(gt_boxes), labels, as_centre(boxes), priors[None, :, 2], shifts[None, :, 0],
+        0, gts, as_centre(gt_boxes), labels, as_centre(boxes), centers[None, :, 2], shifts[None, :, 0],
         shifts[None, :, 1], cls[None], obj[None, :, None],
     )  # fmt: skip
     scores = cls.sigmoid() * obj.sigmoid()[:, None]
-    gt_index, matched = peers.megvii_assign(scores, priors, boxes, gt_boxes, labels)
+    gt_index, matched = peers.megvii_assign(scores, centers, boxes, gt_boxes, labels)
     assert count > 0 and torch.equal((gt_index >= 0).nonzero()[:, 0], positive.nonzero()[:, 0])
     assert torch.equal(gt_index[positive], owner)
     torch.testing.assert_close(matched[positive], iou)

@@ -8,7 +8,7 @@ from ._library import check_devices, register_fake
 
 def simota_cost(
     scores: Tensor,
-    priors: Tensor,
+    centers: Tensor,
     boxes: Tensor,
     gt_boxes: Tensor,
     gt_labels: Tensor,
@@ -24,7 +24,7 @@ def simota_cost(
 
     Args:
         scores: `[P, C]` in [0, 1], class probability times objectness.
-        priors: `[P, 4]` (cx, cy, stride_w, stride_h), pixels.
+        centers: `[P, 4]` (cx, cy, stride_w, stride_h) of the priors' cells, pixels.
         boxes: `[P, 4]` predicted (x1, y1, x2, y2), pixels.
         gt_boxes: `[G, 4]` (x1, y1, x2, y2), pixels.
         gt_labels: `[G]` int64 in [0, C).
@@ -37,17 +37,17 @@ def simota_cost(
     Raises:
         ValueError: for a wrong shape, device, label or weight. TypeError: for a wrong dtype.
     """
-    check_devices(scores=scores, priors=priors, boxes=boxes, gt_boxes=gt_boxes, gt_labels=gt_labels)
+    check_devices(scores=scores, centers=centers, boxes=boxes, gt_boxes=gt_boxes, gt_labels=gt_labels)
     with torch.no_grad():
         cost, iou = torch.ops.yolox_ops.simota_cost(
-            scores, priors, boxes, gt_boxes, gt_labels, center_radius, cls_weight, iou_weight
+            scores, centers, boxes, gt_boxes, gt_labels, center_radius, cls_weight, iou_weight
         )
     return cost, iou
 
 
 def simota_assign(
     scores: Tensor,
-    priors: Tensor,
+    centers: Tensor,
     boxes: Tensor,
     gt_boxes: Tensor,
     gt_labels: Tensor,
@@ -66,7 +66,7 @@ def simota_assign(
 
     Args:
         scores: `[B, P, C]` in [0, 1], class probability times objectness.
-        priors: `[P, 4]` (cx, cy, stride_w, stride_h), pixels.
+        centers: `[P, 4]` (cx, cy, stride_w, stride_h) of the priors' cells, pixels.
         boxes: `[B, P, 4]` predicted (x1, y1, x2, y2), pixels.
         gt_boxes: `[B, G, 4]` (x1, y1, x2, y2), pixels; rows from num_gts[b] on are padding and never read.
         gt_labels: `[B, G]` int64 in [0, C).
@@ -83,11 +83,11 @@ def simota_assign(
     Raises:
         ValueError: for a wrong shape, device, label, count or weight. TypeError: for a wrong dtype.
     """
-    check_devices(scores=scores, priors=priors, boxes=boxes, gt_boxes=gt_boxes, gt_labels=gt_labels, num_gts=num_gts)
+    check_devices(scores=scores, centers=centers, boxes=boxes, gt_boxes=gt_boxes, gt_labels=gt_labels, num_gts=num_gts)
     with torch.no_grad():
         gt_index, iou = torch.ops.yolox_ops.simota_assign(
             scores,
-            priors,
+            centers,
             boxes,
             gt_boxes,
             gt_labels,
@@ -104,7 +104,7 @@ def simota_assign(
 @register_fake("simota_cost")
 def _(
     scores: Tensor,
-    priors: Tensor,
+    centers: Tensor,
     boxes: Tensor,
     gt_boxes: Tensor,
     gt_labels: Tensor,
@@ -119,7 +119,7 @@ def _(
 @register_fake("simota_assign")
 def _(
     scores: Tensor,
-    priors: Tensor,
+    centers: Tensor,
     boxes: Tensor,
     gt_boxes: Tensor,
     gt_labels: Tensor,

@@ -86,7 +86,7 @@ struct Scratch {
 // One image.
 class Image {
  public:
-  Image(const float* scores, const float* priors, const float* boxes, const float* gt_boxes,
+  Image(const float* scores, const float* centers, const float* boxes, const float* gt_boxes,
         const int64_t* labels, int64_t num_priors, int64_t classes, int64_t num_gts, float radius,
         Weights weights)
       : scores_(scores),
@@ -100,7 +100,7 @@ class Image {
         valid_(rows()) {
     for (int64_t j = 0; j < num_gts; ++j) gts_.emplace_back(gt_boxes + 4 * j);
     at::parallel_for(0, blocks_, 32, [&](int64_t begin, int64_t end) {
-      fill(priors, boxes, radius, begin, end);
+      fill(centers, boxes, radius, begin, end);
       std::vector<uint8_t> near(blocks_);
       for (const Gt& gt : gts_) {
         const Gt g = gt;
@@ -190,14 +190,14 @@ class Image {
  private:
   // Copies blocks into columns, pads the last with NaN, which is nowhere and overlaps nothing, and takes
   // bounds.
-  void fill(const float* priors, const float* boxes, float radius, int64_t begin, int64_t end) {
+  void fill(const float* centers, const float* boxes, float radius, int64_t begin, int64_t end) {
     const auto& c = priors_.column;
     for (int64_t i = begin * kBlock; i < end * kBlock; ++i) {
       if (i >= n_) {
         for (float* column : c) column[i] = std::numeric_limits<float>::quiet_NaN();
         continue;
       }
-      const float *p = priors + 4 * i, *d = boxes + 4 * i;
+      const float *p = centers + 4 * i, *d = boxes + 4 * i;
       for (int64_t k = 0; k < 4; ++k) c[k][i] = d[k];
       c[4][i] = (d[2] - d[0]) * (d[3] - d[1]);
       c[5][i] = p[0], c[6][i] = p[1], c[7][i] = radius * p[2], c[8][i] = radius * p[3];
@@ -343,16 +343,16 @@ class Image {
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const at::Tensor& priors,
+std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const at::Tensor& centers,
                                                  const at::Tensor& boxes, const at::Tensor& gt_boxes,
                                                  const at::Tensor& gt_labels, const at::Tensor& num_gts,
                                                  double center_radius, int64_t candidate_topk,
                                                  double cls_weight, double iou_weight, bool keep_every_gt) {
-  check_simota_assign(scores, priors, boxes, gt_boxes, gt_labels, num_gts, candidate_topk, cls_weight,
+  check_simota_assign(scores, centers, boxes, gt_boxes, gt_labels, num_gts, candidate_topk, cls_weight,
                       iou_weight);
   const int64_t batch = scores.size(0), num_priors = scores.size(1), classes = scores.size(2);
   const int64_t padded = gt_boxes.size(1);
-  const at::Tensor s = as_float(scores), p = as_float(priors), d = as_float(boxes), g = as_float(gt_boxes);
+  const at::Tensor s = as_float(scores), p = as_float(centers), d = as_float(boxes), g = as_float(gt_boxes);
   const at::Tensor labels = gt_labels.contiguous(), counts = num_gts.contiguous();
   const int64_t *label = labels.const_data_ptr<int64_t>(), *count = counts.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < batch; ++b) {
