@@ -4,10 +4,10 @@
 #include <vector>
 
 #include "checks.h"
-#include "device.h"
 #include "overlap.h"
+#include "register.h"
 
-namespace yolox_ops::device {
+namespace yolox_ops::npu {
 namespace {
 
 constexpr double kOutside = 100000.0;
@@ -54,4 +54,4 @@ inline Costs simota_costs(const at::Tensor& scores, const at::Tensor& centers, c
 }
 
 }  // namespace
-}  // namespace yolox_ops::device
+}  // namespace yolox_ops::npu

@@ -5,7 +5,7 @@
 
 #include "simota.h"
 
-namespace yolox_ops::device {
+namespace yolox_ops::npu {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -73,8 +73,8 @@ std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const
   return {gt_index, iou};
 }
 
-}  // namespace yolox_ops::device
+}  // namespace yolox_ops::npu
 
 namespace yolox_ops {
-YOLOX_OPS_REGISTER_DEVICE(simota_assign)
+YOLOX_OPS_REGISTER_NPU(simota_assign)
 }  // namespace yolox_ops

@@ -4,7 +4,7 @@
 
 #include "simota.h"
 
-namespace yolox_ops::device {
+namespace yolox_ops::npu {
 
 std::tuple<at::Tensor, at::Tensor> simota_cost(const at::Tensor& scores, const at::Tensor& centers,
                                                const at::Tensor& boxes, const at::Tensor& gt_boxes,
@@ -18,8 +18,8 @@ std::tuple<at::Tensor, at::Tensor> simota_cost(const at::Tensor& scores, const a
   return {costs.cost.squeeze(0).t().contiguous(), costs.iou.squeeze(0).t().contiguous()};
 }
 
-}  // namespace yolox_ops::device
+}  // namespace yolox_ops::npu
 
 namespace yolox_ops {
-YOLOX_OPS_REGISTER_DEVICE(simota_cost)
+YOLOX_OPS_REGISTER_NPU(simota_cost)
 }  // namespace yolox_ops
