@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from yolox_ops import SimOTAParameters
 from yolox_ops.reference import grid_centers
+from yolox_ops.simota import DEFAULTS
 
 try:
     from cv2 import ipp
@@ -151,18 +153,15 @@ def cost_case(kind: str, gt_count: int) -> tuple[Any, ...]:
     return cls.sigmoid() * obj.sigmoid()[:, None], centers, boxes, gts, labels
 
 
-# centre radius, candidate_topk, weight of the class cost, weight of the IoU cost: MMDetection's of the standard config
-STANDARD = (2.5, 10, 1.0, 3.0)
-
 VARIATIONS = {
-    "radius 1.5, top 13": (1.5, 13, 1.0, 3.0),
-    "radius 4, top 5": (4.0, 5, 1.0, 3.0),
-    "weights 2 and 0.5": (2.5, 10, 2.0, 0.5),
-    "weights 0 and 1, top 1": (2.5, 1, 0.0, 1.0),
+    "radius 1.5, top 13": SimOTAParameters(center_radius=1.5, candidate_topk=13),
+    "radius 4, top 5": SimOTAParameters(center_radius=4.0, candidate_topk=5),
+    "weights 2 and 0.5": SimOTAParameters(cls_weight=2.0, iou_weight=0.5),
+    "weights 0 and 1, top 1": SimOTAParameters(candidate_topk=1, cls_weight=0.0, iou_weight=1.0),
 }
 
 
-def assign_case(kind: str, *gt_counts: int, parameters: tuple[float, int, float, float] = STANDARD) -> tuple[Any, ...]:
+def assign_case(kind: str, *gt_counts: int, parameters: SimOTAParameters = DEFAULTS) -> tuple[Any, ...]:
     """A batch whose images have these numbers of gts, padded to the largest."""
     images = [cost_case(kind, count) for count in gt_counts]
     scores, boxes = (torch.stack([image[i] for image in images]) for i in (0, 2))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolox_ops import reference
+from yolox_ops import SimOTAParameters, reference
 
 
 @dataclass
@@ -75,7 +75,7 @@ def compare_assignments(verdict: Verdict, args: tuple[Any, ...], mine: Any, othe
     differs = mine[0] != other[0]
     for b in differs.any(1).nonzero()[:, 0].tolist():
         n = int(counts[b])
-        allowed = outcomes(scores[b], centers, boxes[b], gts[b, :n], labels[b, :n], *parameters)
+        allowed = outcomes(scores[b], centers, boxes[b], gts[b, :n], labels[b, :n], SimOTAParameters(*parameters))
         every = torch.arange(len(centers))
         tied = allowed[every, mine[0][b]] & allowed[every, other[0][b]]  # index -1, the background, is the last column
         verdict.ties += int((differs[b] & tied).sum())
@@ -95,13 +95,11 @@ def outcomes(
     boxes: Tensor,
     gts: Tensor,
     labels: Tensor,
-    center_radius: float = 2.5,
-    candidate_topk: int = 10,
-    cls_weight: float = 1.0,
-    iou_weight: float = 3.0,
+    parameters: SimOTAParameters,
 ) -> Tensor:
     """Which gts, the last column being none, SimOTA may give to each prior of an image, [P, G + 1]: one, but for costs
     of the reference that are equal in float32."""
+    center_radius, candidate_topk, cls_weight, iou_weight, _ = parameters
     cost, iou = reference.simota_cost(scores, centers, boxes, gts, labels, center_radius, cls_weight, iou_weight)
     in_box, in_centre = reference._regions(centers, gts, center_radius)
     candidate = (in_box | in_centre).any(1, keepdim=True)

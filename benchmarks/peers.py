@@ -230,6 +230,7 @@ def mmdet() -> dict[str, Peer]:
         topk: int,
         cls_weight: float,
         iou_weight: float,
+        _: bool,
     ) -> Any:
         assigner, counts = SimOTAAssigner(radius, topk, iou_weight=iou_weight, cls_weight=cls_weight), num_gts.tolist()
         return lambda: [

@@ -22,7 +22,7 @@ TORCH_LIBRARY(yolox_ops, m) {
   m.def(
       "simota_assign("
       "Tensor scores, Tensor centers, Tensor boxes, Tensor gt_boxes, Tensor gt_labels, Tensor num_gts, "
-      "float center_radius, int candidate_topk, float cls_weight, float iou_weight, bool keep_every_gt=False) "
+      "float center_radius, int candidate_topk, float cls_weight, float iou_weight, bool keep_every_gt) "
       "-> (Tensor, Tensor)");
   m.def("batched_nms(Tensor boxes, Tensor scores, Tensor labels, float iou_threshold) -> Tensor");
   m.def(

@@ -13,6 +13,8 @@ from mmcv import Config
 from mmdet import __file__ as mmdet_file
 from mmdet.models import build_detector
 
+from yolox_ops.simota import DEFAULTS
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 PROGRAM = f"""
 import sys
@@ -107,10 +109,10 @@ def test_ties_of_rival_gts_and_of_nobody_at_all(load):
     centers, box = reference.grid_centers(96), torch.tensor([[8.0, 8.0, 88.0, 88.0]])
     image = (torch.full((len(centers), 3), 0.5), centers, box.expand(len(centers), 4))
     near = torch.stack(reference._regions(centers, box, 2.5)).all(0)[:, 0]
-    two = outcomes(*image, box.repeat(2, 1), torch.tensor([1, 1]))
+    two = outcomes(*image, box.repeat(2, 1), torch.tensor([1, 1]), DEFAULTS)
     assert two[near].all() and not two[~near, :2].any()
-    assert outcomes(*image, box + 1000, torch.tensor([1]))[:, -1].all()
-    assert outcomes(*image, box[:0], torch.zeros(0, dtype=torch.int64)).shape == (len(centers), 1)
+    assert outcomes(*image, box + 1000, torch.tensor([1]), DEFAULTS)[:, -1].all()
+    assert outcomes(*image, box[:0], torch.zeros(0, dtype=torch.int64), DEFAULTS).shape == (len(centers), 1)
 
 
 BOXES = torch.tensor([[1.0, 2, 30, 40, 0.9], [1, 2, 30, 40, 0.8], [50, 60, 70, 80, 0.7]])

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .simota import DEFAULTS
+
 
 def box_iou(boxes1: Tensor, boxes2: Tensor, mode: str = "iou", aligned: bool = False, eps: float = 1e-6) -> Tensor:
     dtype = boxes1.dtype
@@ -53,9 +55,9 @@ def simota_cost(
     boxes: Tensor,
     gt_boxes: Tensor,
     gt_labels: Tensor,
-    center_radius: float = 2.5,
-    cls_weight: float = 1.0,
-    iou_weight: float = 3.0,
+    center_radius: float = DEFAULTS.center_radius,
+    cls_weight: float = DEFAULTS.cls_weight,
+    iou_weight: float = DEFAULTS.iou_weight,
 ) -> tuple[Tensor, Tensor]:
     scores, centers, boxes, gt_boxes = (t.detach().float() for t in (scores, centers, boxes, gt_boxes))
     iou = box_iou(boxes, gt_boxes).nan_to_num(nan=0.0)
@@ -78,11 +80,11 @@ def simota_assign(
     gt_boxes: Tensor,
     gt_labels: Tensor,
     num_gts: Tensor,
-    center_radius: float = 2.5,
-    candidate_topk: int = 10,
-    cls_weight: float = 1.0,
-    iou_weight: float = 3.0,
-    keep_every_gt: bool = False,
+    center_radius: float = DEFAULTS.center_radius,
+    candidate_topk: int = DEFAULTS.candidate_topk,
+    cls_weight: float = DEFAULTS.cls_weight,
+    iou_weight: float = DEFAULTS.iou_weight,
+    keep_every_gt: bool = DEFAULTS.keep_every_gt,
 ) -> tuple[Tensor, Tensor]:
     gt_index = torch.full(scores.shape[:2], -1)
     matched_iou = torch.zeros(scores.shape[:2])

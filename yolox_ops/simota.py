@@ -1,9 +1,24 @@
 """SimOTA, YOLOX's dynamic label assignment (Ge et al., 2021), with the semantics of mmdet's `SimOTAAssigner`."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ._library import check_devices, register_fake
+
+
+class SimOTAParameters(NamedTuple):
+    """The parameters of `simota_assign`, which explains each, with MMDetection's defaults."""
+
+    center_radius: float = 2.5
+    candidate_topk: int = 10
+    cls_weight: float = 1.0
+    iou_weight: float = 3.0
+    keep_every_gt: bool = False
+
+
+DEFAULTS = SimOTAParameters()
 
 
 def simota_cost(
@@ -12,9 +27,9 @@ def simota_cost(
     boxes: Tensor,
     gt_boxes: Tensor,
     gt_labels: Tensor,
-    center_radius: float = 2.5,
-    cls_weight: float = 1.0,
-    iou_weight: float = 3.0,
+    center_radius: float = DEFAULTS.center_radius,
+    cls_weight: float = DEFAULTS.cls_weight,
+    iou_weight: float = DEFAULTS.iou_weight,
 ) -> tuple[Tensor, Tensor]:
     """The SimOTA cost and IoU matrices of one image, a row for every prior.
 
@@ -52,11 +67,11 @@ def simota_assign(
     gt_boxes: Tensor,
     gt_labels: Tensor,
     num_gts: Tensor,
-    center_radius: float = 2.5,
-    candidate_topk: int = 10,
-    cls_weight: float = 1.0,
-    iou_weight: float = 3.0,
-    keep_every_gt: bool = False,
+    center_radius: float = DEFAULTS.center_radius,
+    candidate_topk: int = DEFAULTS.candidate_topk,
+    cls_weight: float = DEFAULTS.cls_weight,
+    iou_weight: float = DEFAULTS.iou_weight,
+    keep_every_gt: bool = DEFAULTS.keep_every_gt,
 ) -> tuple[Tensor, Tensor]:
     """SimOTA for a batch.
 
@@ -128,7 +143,7 @@ def _(
     candidate_topk: int,
     cls_weight: float,
     iou_weight: float,
-    keep_every_gt: bool = False,
+    keep_every_gt: bool,
 ) -> tuple[Tensor, Tensor]:
     shape = scores.shape[:2]
     return scores.new_empty(shape, dtype=torch.int64), scores.new_empty(shape, dtype=torch.float32)

@@ -110,11 +110,7 @@ class YOLOXHead(StockYOLOXHead):
             centers,
             gt_bboxes,
             gt_labels,
-            self.assigner.center_radius,
-            self.assigner.candidate_topk,
-            self.assigner.cls_weight,
-            self.assigner.iou_weight,
-            self.assigner.keep_every_gt,
+            self.assigner.parameters,
             bucketed=static_shapes,
         )
         if static_shapes:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolox_ops import reference, simota_assign, simota_cost
+from yolox_ops import SimOTAParameters, reference, simota_assign, simota_cost
 
 KINDS = ("trained", "untrained", "strange", "ties")
 
@@ -217,7 +217,7 @@ def test_layouts_dtypes_threads_and_gradient(situation):
 def test_opcheck(situation):
     case = situation(4, gts=3, size=64, batch=2)
     ops = torch.ops.yolox_ops
-    torch.library.opcheck(ops.simota_assign.default, (*case.values(), 2.5, 10, 1.0, 3.0))
+    torch.library.opcheck(ops.simota_assign.default, (*case.values(), *SimOTAParameters()))
     torch.library.opcheck(ops.simota_cost.default, (*one_image(case).values(), 2.5, 1.0, 3.0))
 
 
