@@ -1,5 +1,6 @@
 import random
 
+import parity
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,23 +21,6 @@ WEIGHTS = {
     "cls_weight": [0.0, 0.5, 1.0, 3.0],
     "iou_weight": [0.0, 1.0, 3.0, 5.0],
 }
-
-
-def is_tied(case, weights, prior):
-    """Whether chance may decide about a prior of the first image: for some gt it costs just what the last prior taken
-    and the first one left cost, or its two cheapest gts cost the same."""
-    image = {**one_image(case), **{k: v for k, v in weights.items() if k != "candidate_topk"}}
-    cost, iou = reference.simota_cost(**image)
-    regions = reference._regions(case["centers"], case["gt_boxes"][0], weights["center_radius"])
-    candidates = (regions[0] | regions[1]).any(1)
-    taken = [max(int(column.sort(descending=True).values[: weights["candidate_topk"]].sum()), 1)
-             for column in iou[candidates].T]  # fmt: skip
-    for g, k in enumerate(taken):
-        ordered = cost[candidates, g].sort().values
-        if k < len(ordered) and ordered[k - 1] == ordered[k] == cost[prior, g]:
-            return True
-    cheapest = cost[prior].sort().values
-    return len(cheapest) > 1 and bool(cheapest[0] == cheapest[1])
 
 
 def assert_equal(ours, theirs):
@@ -111,8 +95,8 @@ def test_equals_mmdet_whatever_the_weights(situation, count):
         ours, theirs = simota_assign(**case, **weights), stock_assignment(case, weights)
         same = ours[0] == theirs[0]
         torch.testing.assert_close(ours[1][same], theirs[1][same], rtol=1e-6, atol=1e-6)
-        for prior in (~same[0]).nonzero()[:, 0].tolist():
-            assert is_tied(case, weights, prior), (prior, weights)
+        verdict = parity.compare("simota_assign", (*case.values(), *SimOTAParameters(**weights)), ours, theirs)
+        assert not verdict.problems, (verdict.problems, weights)
 
 
 @pytest.fixture
