@@ -14,7 +14,11 @@ from . import _C, reference
 
 
 def situation(gts: int = 12, size: int = 160, classes: int = 20) -> dict[str, Tensor]:
-    """The arguments of `simota_assign` for two images: noisy predictions of random ground truths."""
+    """The arguments of `simota_assign` for two images: noisy predictions of random ground truths.
+
+    No gt is so small that it takes priors from outside of its box: their costs carry +1e5 and may differ by float32
+    rounding alone, so that devices could choose differently.
+    """
     rng = torch.Generator().manual_seed(0)
     centers = reference.grid_centers(size)
     gt_center = torch.rand(2, gts, 2, generator=rng) * size
