@@ -98,7 +98,7 @@ def outcomes(
     parameters: SimOTAParameters,
 ) -> Tensor:
     """Which gts, the last column being none, SimOTA may give to each prior of an image, [P, G + 1]: one, but for costs
-    of the reference that are equal in float32."""
+    of the reference that are equal in float32. `keep_every_gt` is not considered."""
     center_radius, candidate_topk, cls_weight, iou_weight, _ = parameters
     cost, iou = reference.simota_cost(scores, centers, boxes, gts, labels, center_radius, cls_weight, iou_weight)
     in_box, in_centre = reference._regions(centers, gts, center_radius)
