@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolox_ops.reference import grid_priors
+from yolox_ops import SimOTAParameters
+from yolox_ops.reference import grid_centers
+from yolox_ops.simota import DEFAULTS
 
 try:
     from cv2 import ipp
@@ -79,30 +81,30 @@ def make_gts(count: int, rng: torch.Generator, size: int = 640) -> tuple[Tensor,
     return torch.cat([centre - half, centre + half], -1), labels
 
 
-def untrained(priors: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def untrained(centers: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [P, C], objectness logits [P] and boxes [P, 4] of a fresh head: p near 0.01, boxes of about one stride."""
-    count = len(priors)
+    count = len(centers)
     # The head adds its offsets to a prior's corner, half a stride from the centre given here.
-    centre = priors[:, :2] + priors[:, 2:] * (torch.randn(count, 2, generator=rng) * 0.1 - 0.5)
-    half = priors[:, 2:] * (torch.randn(count, 2, generator=rng) * 0.1).exp() / 2
+    centre = centers[:, :2] + centers[:, 2:] * (torch.randn(count, 2, generator=rng) * 0.1 - 0.5)
+    half = centers[:, 2:] * (torch.randn(count, 2, generator=rng) * 0.1).exp() / 2
     cls = torch.randn(count, CLASSES, generator=rng) * 0.1 - 4.595
     obj = torch.randn(count, generator=rng) * 0.1 - 4.595
     return cls, obj, torch.cat([centre - half, centre + half], -1)
 
 
-def trained(priors: Tensor, gts: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def trained(centers: Tensor, gts: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """As `untrained`, but priors in a gt box or centre region predict a noisy copy of that gt with some confidence."""
-    count = len(priors)
-    cls, obj, boxes = untrained(priors, rng)
+    count = len(centers)
+    cls, obj, boxes = untrained(centers, rng)
     cls += torch.randn(count, CLASSES, generator=rng) - 1.5
     obj += torch.randn(count, generator=rng) - 1.5
     gt_centre, gt_size = (gts[:, :2] + gts[:, 2:]) / 2, gts[:, 2:] - gts[:, :2]
-    distance = (priors[:, None, :2] - gt_centre).abs()
-    near = (distance < torch.maximum(gt_size / 2, 2.5 * priors[:, None, 2:])).all(-1)
+    distance = (centers[:, None, :2] - gt_centre).abs()
+    near = (distance < torch.maximum(gt_size / 2, 2.5 * centers[:, None, 2:])).all(-1)
     # Of several gts a prior takes the smallest, and predicts it better the better its level suits the gt's size.
     area = gt_size.prod(-1)
     owner = torch.where(near, area, torch.inf).argmin(1)
-    misfit = (area[owner].sqrt() / priors[:, 2] / 5).log2().abs()
+    misfit = (area[owner].sqrt() / centers[:, 2] / 5).log2().abs()
     noise = 0.04 + 0.06 * misfit[:, None]
     centre = gt_centre[owner] + gt_size[owner] * noise * torch.randn(count, 2, generator=rng)
     half = gt_size[owner] * (noise * torch.randn(count, 2, generator=rng)).exp() / 2
@@ -115,12 +117,12 @@ def trained(priors: Tensor, gts: Tensor, labels: Tensor, rng: torch.Generator) -
 
 
 def predictions(kind: str, gt_count: int, seed: int, size: int = 640) -> tuple[Tensor, ...]:
-    """(cls logits, objectness logits, boxes, priors, gt boxes, gt labels) of one image."""
+    """(cls logits, objectness logits, boxes, centers, gt boxes, gt labels) of one image."""
     rng = torch.Generator().manual_seed(seed)
-    priors = grid_priors(size)
+    centers = grid_centers(size)
     gts, labels = make_gts(gt_count, rng, size)
-    heads = untrained(priors, rng) if kind == "untrained" else trained(priors, gts, labels, rng)
-    return (*heads, priors, gts, labels)
+    heads = untrained(centers, rng) if kind == "untrained" else trained(centers, gts, labels, rng)
+    return (*heads, centers, gts, labels)
 
 
 def snap(boxes: Tensor, size: int = 640) -> Tensor:
@@ -147,22 +149,19 @@ def gradient_case(*args: Any) -> tuple[Any, ...]:
 
 
 def cost_case(kind: str, gt_count: int) -> tuple[Any, ...]:
-    cls, obj, boxes, priors, gts, labels = predictions(kind, gt_count, seed=gt_count)
-    return cls.sigmoid() * obj.sigmoid()[:, None], priors, boxes, gts, labels
+    cls, obj, boxes, centers, gts, labels = predictions(kind, gt_count, seed=gt_count)
+    return cls.sigmoid() * obj.sigmoid()[:, None], centers, boxes, gts, labels
 
-
-# centre radius, candidate_topk, weight of the class cost, weight of the IoU cost: MMDetection's of the standard config
-STANDARD = (2.5, 10, 1.0, 3.0)
 
 VARIATIONS = {
-    "radius 1.5, top 13": (1.5, 13, 1.0, 3.0),
-    "radius 4, top 5": (4.0, 5, 1.0, 3.0),
-    "weights 2 and 0.5": (2.5, 10, 2.0, 0.5),
-    "weights 0 and 1, top 1": (2.5, 1, 0.0, 1.0),
+    "radius 1.5, top 13": SimOTAParameters(center_radius=1.5, candidate_topk=13),
+    "radius 4, top 5": SimOTAParameters(center_radius=4.0, candidate_topk=5),
+    "weights 2 and 0.5": SimOTAParameters(cls_weight=2.0, iou_weight=0.5),
+    "weights 0 and 1, top 1": SimOTAParameters(candidate_topk=1, cls_weight=0.0, iou_weight=1.0),
 }
 
 
-def assign_case(kind: str, *gt_counts: int, parameters: tuple[float, int, float, float] = STANDARD) -> tuple[Any, ...]:
+def assign_case(kind: str, *gt_counts: int, parameters: SimOTAParameters = DEFAULTS) -> tuple[Any, ...]:
     """A batch whose images have these numbers of gts, padded to the largest."""
     images = [cost_case(kind, count) for count in gt_counts]
     scores, boxes = (torch.stack([image[i] for image in images]) for i in (0, 2))

@@ -109,11 +109,11 @@ def lower_bounds(op: str, args: tuple[Any, ...], result: Any, rates: Rates) -> d
 def assignment_work(args: tuple[Any, ...]) -> tuple[int, int, int]:
     """(logs, divides, rows of scores) that SimOTA needs: a row of C logs for each prior in box and centre of some gt,
     three logs for each such pair, a divide for each pair of a candidate and a gt that overlap."""
-    scores, priors, boxes, gts, _, counts, radius, *_ = args
+    scores, centers, boxes, gts, _, counts, radius, *_ = args
     logs = divides = rows = 0
     for b, n in enumerate(counts.tolist()):
         real = gts[b, :n]
-        xy, reach = priors[:, None, :2], radius * priors[:, None, 2:]
+        xy, reach = centers[:, None, :2], radius * centers[:, None, 2:]
         in_box = ((xy > real[:, :2]) & (xy < real[:, 2:])).all(-1)
         in_centre = ((xy - (real[:, :2] + real[:, 2:]) / 2).abs() < reach).all(-1)
         both = in_box & in_centre

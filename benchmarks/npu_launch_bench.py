@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import yolox_ops
     import yolox_plugin  # noqa: F401
-    from yolox_ops.reference import grid_priors
+    from yolox_ops.reference import grid_centers
     from yolox_plugin.mmdet2.head import YOLOXHead
 
     device.install()
@@ -89,12 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     def batch(gts: int) -> tuple[list[list[Any]], list[Any], list[Any]]:
         """Predictions of a trained net for random gts, in the levels of the head's outputs, on the device."""
         rng = torch.Generator().manual_seed(gts)
-        priors = grid_priors(options.size)
+        centers = grid_centers(options.size)
         images, boxes, labels = [], [], []
         for _ in range(options.images):
             gt, label = make_gts(gts, rng, options.size)
-            cls, obj, box = trained(priors, gt, label, rng)
-            corner, stride = priors[:, :2] - priors[:, 2:] / 2, priors[:, 2:]
+            cls, obj, box = trained(centers, gt, label, rng)
+            corner, stride = centers[:, :2] - centers[:, 2:] / 2, centers[:, 2:]
             delta = torch.cat(
                 [
                     ((box[:, :2] + box[:, 2:]) / 2 - corner) / stride,

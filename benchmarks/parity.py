@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolox_ops import reference
+from yolox_ops import SimOTAParameters, reference
 
 
 @dataclass
@@ -68,15 +68,15 @@ def close(verdict: Verdict, what: str, mine: Tensor, other: Tensor, rtol: float,
 
 def compare_assignments(verdict: Verdict, args: tuple[Any, ...], mine: Any, other: Any) -> None:
     """The same gt for every prior, unless equal costs leave the choice between the two open."""
-    scores, priors, boxes, gts, labels, counts, *parameters = args
+    scores, centers, boxes, gts, labels, counts, *parameters = args
     if mine[0].shape != other[0].shape:
         verdict.problems.append(f"gt_index: shapes {tuple(mine[0].shape)} and {tuple(other[0].shape)}")
         return
     differs = mine[0] != other[0]
     for b in differs.any(1).nonzero()[:, 0].tolist():
         n = int(counts[b])
-        allowed = outcomes(scores[b], priors, boxes[b], gts[b, :n], labels[b, :n], *parameters)
-        every = torch.arange(len(priors))
+        allowed = outcomes(scores[b], centers, boxes[b], gts[b, :n], labels[b, :n], SimOTAParameters(*parameters))
+        every = torch.arange(len(centers))
         tied = allowed[every, mine[0][b]] & allowed[every, other[0][b]]  # index -1, the background, is the last column
         verdict.ties += int((differs[b] & tied).sum())
         wrong = (differs[b] & ~tied).nonzero()[:, 0]
@@ -91,19 +91,17 @@ def compare_assignments(verdict: Verdict, args: tuple[Any, ...], mine: Any, othe
 
 def outcomes(
     scores: Tensor,
-    priors: Tensor,
+    centers: Tensor,
     boxes: Tensor,
     gts: Tensor,
     labels: Tensor,
-    center_radius: float = 2.5,
-    candidate_topk: int = 10,
-    cls_weight: float = 1.0,
-    iou_weight: float = 3.0,
+    parameters: SimOTAParameters,
 ) -> Tensor:
     """Which gts, the last column being none, SimOTA may give to each prior of an image, [P, G + 1]: one, but for costs
-    of the reference that are equal in float32."""
-    cost, iou = reference.simota_cost(scores, priors, boxes, gts, labels, center_radius, cls_weight, iou_weight)
-    in_box, in_centre = reference._regions(priors, gts, center_radius)
+    of the reference that are equal in float32. `keep_every_gt` is not considered."""
+    center_radius, candidate_topk, cls_weight, iou_weight, _ = parameters
+    cost, iou = reference.simota_cost(scores, centers, boxes, gts, labels, center_radius, cls_weight, iou_weight)
+    in_box, in_centre = reference._regions(centers, gts, center_radius)
     candidate = (in_box | in_centre).any(1, keepdim=True)
     if not candidate.any():
         return torch.cat([torch.zeros_like(in_box), ~candidate], 1)

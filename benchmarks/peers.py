@@ -54,18 +54,18 @@ def gradient(overlaps: Callable[..., Tensor]) -> Callable[..., Callable[[], Any]
 MEGVII = "Megvii's semantics: centre region of 1.5 strides alone, so other assignments; not compared for parity"
 
 
-def megvii_assign(scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def megvii_assign(scores: Tensor, centers: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """SimOTA of one image as Megvii's YOLOX goes about it today, in plain torch: the gt of each prior [P], -1 for the
     background, and their IoU [P].
 
     Only priors within 1.5 strides of a gt's centre are candidates, inside of its box or not. Matrices are [G, V], the
     cross-entropy is [G, V, C].
     """
-    gt_index = torch.full((len(priors),), -1, device=priors.device)
-    matched_iou = torch.zeros(len(priors), device=priors.device)
+    gt_index = torch.full((len(centers),), -1, device=centers.device)
+    matched_iou = torch.zeros(len(centers), device=centers.device)
     # 1. Geometry: which priors are near which gt's centre.
-    centre = (gts[:, None, :2] + gts[:, None, 2:]) / 2
-    near = ((priors[:, :2] - centre).abs() < 1.5 * priors[:, 2:]).all(-1)
+    gt_centre = (gts[:, None, :2] + gts[:, None, 2:]) / 2
+    near = ((centers[:, :2] - gt_centre).abs() < 1.5 * centers[:, 2:]).all(-1)
     candidate = near.any(0).nonzero()[:, 0]
     if not len(candidate):
         return gt_index, matched_iou
@@ -100,11 +100,11 @@ def megvii_assign(scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, la
 
 def megvii() -> dict[str, Peer]:
     def prepare(
-        scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor, num_gts: Tensor, *_: Any
+        scores: Tensor, centers: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor, num_gts: Tensor, *_: Any
     ) -> Any:
         counts = num_gts.tolist()
         return lambda: [
-            megvii_assign(scores[i], priors, boxes[i], gts[i, :n], labels[i, :n]) for i, n in enumerate(counts)
+            megvii_assign(scores[i], centers, boxes[i], gts[i, :n], labels[i, :n]) for i, n in enumerate(counts)
         ]
 
     return {"simota_assign": Peer("Megvii's steps", prepare, otherwise=MEGVII)}
@@ -202,10 +202,10 @@ def mmdet() -> dict[str, Peer]:
         def dynamic_k_matching(self, cost: Tensor, iou: Tensor, num_gt: int, valid: Tensor) -> None:
             raise CostTaken(cost, iou, valid)
 
-    def cost(scores: Tensor, priors: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor) -> Any:
+    def cost(scores: Tensor, centers: Tensor, boxes: Tensor, gts: Tensor, labels: Tensor) -> Any:
         def run() -> Any:
             try:
-                CostOnly()._assign(scores, priors, boxes, gts, labels)
+                CostOnly()._assign(scores, centers, boxes, gts, labels)
             except CostTaken as taken:
                 return taken.args
 
@@ -221,7 +221,7 @@ def mmdet() -> dict[str, Peer]:
 
     def assign(
         scores: Tensor,
-        priors: Tensor,
+        centers: Tensor,
         boxes: Tensor,
         gts: Tensor,
         labels: Tensor,
@@ -230,10 +230,11 @@ def mmdet() -> dict[str, Peer]:
         topk: int,
         cls_weight: float,
         iou_weight: float,
+        _: bool,
     ) -> Any:
         assigner, counts = SimOTAAssigner(radius, topk, iou_weight=iou_weight, cls_weight=cls_weight), num_gts.tolist()
         return lambda: [
-            assigner.assign(scores[i], priors, boxes[i], gts[i, :n], labels[i, :n]) for i, n in enumerate(counts)
+            assigner.assign(scores[i], centers, boxes[i], gts[i, :n], labels[i, :n]) for i, n in enumerate(counts)
         ]
 
     def stack_assigned(raw: Any) -> tuple[Tensor, Tensor]:

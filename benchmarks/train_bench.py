@@ -312,8 +312,8 @@ def find_libre(cfg: Config, config: str) -> list[Libre]:
 def assigned_by_operator(calls: list[Any]) -> list[str]:
     """In what the operator differs from MMDetection's assigner, on the very predictions that this saw."""
     verdict = Verdict()
-    for (scores, priors, boxes, gts, labels, *_), result in calls:
-        args = (scores[None], priors, boxes[None], gts[None], labels[None], torch.tensor([len(gts)]))
+    for (scores, centers, boxes, gts, labels, *_), result in calls:
+        args = (scores[None], centers, boxes[None], gts[None], labels[None], torch.tensor([len(gts)]))
         theirs = result.gt_inds[None] - 1, result.max_overlaps[None].clamp(min=0)
         compare_assignments(verdict, args, yolox_ops.simota_assign(*args), theirs)
     return [f"simota_assign: {problem}" for problem in verdict.problems]

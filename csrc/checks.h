@@ -70,25 +70,25 @@ inline void check_classes(const at::Tensor& scores, const at::Tensor& gt_labels)
                     scores.sizes());
 }
 
-inline void check_simota_cost(const at::Tensor& scores, const at::Tensor& priors, const at::Tensor& boxes,
+inline void check_simota_cost(const at::Tensor& scores, const at::Tensor& centers, const at::Tensor& boxes,
                               const at::Tensor& gt_boxes, const at::Tensor& gt_labels, double cls_weight,
                               double iou_weight) {
   TORCH_CHECK_VALUE(scores.dim() == 2, "scores must be [P, C], got ", scores.sizes());
-  check_shape(priors, "priors", {scores.size(0), 4});
+  check_shape(centers, "centers", {scores.size(0), 4});
   check_shape(boxes, "boxes", {scores.size(0), 4});
   check_boxes(gt_boxes, "gt_boxes", "G");
   check_shape(gt_labels, "gt_labels", {gt_boxes.size(0)});
   check_int64(gt_labels, "gt_labels");
   check_classes(scores, gt_labels);
   check_floating(scores, "scores");
-  check_floating(priors, "priors");
+  check_floating(centers, "centers");
   check_floating(boxes, "boxes");
   check_floating(gt_boxes, "gt_boxes");
   check_not_negative(cls_weight, "cls_weight");
   check_not_negative(iou_weight, "iou_weight");
 }
 
-inline void check_simota_assign(const at::Tensor& scores, const at::Tensor& priors, const at::Tensor& boxes,
+inline void check_simota_assign(const at::Tensor& scores, const at::Tensor& centers, const at::Tensor& boxes,
                                 const at::Tensor& gt_boxes, const at::Tensor& gt_labels,
                                 const at::Tensor& num_gts, int64_t candidate_topk, double cls_weight,
                                 double iou_weight) {
@@ -96,12 +96,12 @@ inline void check_simota_assign(const at::Tensor& scores, const at::Tensor& prio
   TORCH_CHECK_VALUE(gt_boxes.dim() == 3 && gt_boxes.size(0) == scores.size(0) && gt_boxes.size(2) == 4,
                     "gt_boxes must be [", scores.size(0), ", G, 4], got ", gt_boxes.sizes());
   const int64_t batch = scores.size(0), num_priors = scores.size(1);
-  check_shape(priors, "priors", {num_priors, 4});
+  check_shape(centers, "centers", {num_priors, 4});
   check_shape(boxes, "boxes", {batch, num_priors, 4});
   check_shape(gt_labels, "gt_labels", {batch, gt_boxes.size(1)});
   check_shape(num_gts, "num_gts", {batch});
   check_floating(scores, "scores");
-  check_floating(priors, "priors");
+  check_floating(centers, "centers");
   check_floating(boxes, "boxes");
   check_floating(gt_boxes, "gt_boxes");
   check_int64(gt_labels, "gt_labels");
@@ -110,7 +110,7 @@ inline void check_simota_assign(const at::Tensor& scores, const at::Tensor& prio
   check_not_negative(cls_weight, "cls_weight");
   check_not_negative(iou_weight, "iou_weight");
   TORCH_CHECK_VALUE(candidate_topk >= 1, "candidate_topk must be at least 1, got ", candidate_topk);
-  TORCH_CHECK_VALUE(num_priors < (int64_t(1) << 31), "priors must be fewer than 2^31, got ", num_priors);
+  TORCH_CHECK_VALUE(num_priors < (int64_t(1) << 31), "centers must be fewer than 2^31, got ", num_priors);
 }
 
 inline void check_yolox_detect(const at::Tensor& cls_logits, const at::Tensor& obj_logits,

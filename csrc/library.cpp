@@ -1,84 +1,46 @@
-// Every operator's schema, once, and the choice of instruction set.
+// Every operator's schema, once.
 #include <torch/library.h>
-
-#include <cstdlib>
-#include <string>
 
 #include "cpu/capability.h"
 
 namespace yolox_ops {
-namespace {
 
-Capability detect() {
-  Capability best = Capability::kDefault;
-#if defined(YOLOX_OPS_HAS_AVX)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    best = Capability::kAvx2;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-      best = Capability::kAvx512;
-    }
-  }
-#endif
-  // yolox_ops/__init__.py refuses other values, and one that this CPU cannot satisfy: here, while the library
-  // loads, nobody could catch an exception.
-  const char* variable = std::getenv("YOLOX_OPS_CPU_CAPABILITY");
-  const std::string wanted = variable ? variable : "";
-  if (wanted == "default") return Capability::kDefault;
-  if (wanted == "avx2" && best == Capability::kAvx512) return Capability::kAvx2;
-  return best;
-}
-
-std::string cpu_capability_name() {
-  switch (cpu_capability()) {
-    case Capability::kAvx512:
-      return "avx512";
-    case Capability::kAvx2:
-      return "avx2";
-    default:
-      return "default";
-  }
-}
-
-}  // namespace
-
-Capability cpu_capability() {
-  static const Capability capability = detect();
-  return capability;
-}
-
+// A schema that is too long for a line has its tensors, its numbers and its result in lines of their own.
 TORCH_LIBRARY(yolox_ops, m) {
   m.def("cpu_capability", &cpu_capability_name);
   m.def("box_iou(Tensor boxes1, Tensor boxes2, str mode, bool aligned, float eps) -> Tensor");
   m.def(
-      "box_iou_backward(Tensor grad, Tensor boxes1, Tensor boxes2, str mode, bool aligned, float eps) -> "
-      "(Tensor, "
-      "Tensor)");
+      "box_iou_backward("
+      "Tensor grad, Tensor boxes1, Tensor boxes2, "
+      "str mode, bool aligned, float eps) "
+      "-> (Tensor, Tensor)");
   m.def(
-      "simota_cost(Tensor scores, Tensor priors, Tensor boxes, Tensor gt_boxes, Tensor gt_labels, float "
-      "center_radius, "
-      "float cls_weight, float iou_weight) -> (Tensor, Tensor)");
+      "simota_cost("
+      "Tensor scores, Tensor centers, Tensor boxes, Tensor gt_boxes, Tensor gt_labels, "
+      "float center_radius, float cls_weight, float iou_weight) "
+      "-> (Tensor, Tensor)");
   m.def(
-      "simota_assign(Tensor scores, Tensor priors, Tensor boxes, Tensor gt_boxes, Tensor gt_labels, Tensor "
-      "num_gts, "
-      "float center_radius, int candidate_topk, float cls_weight, float iou_weight, bool "
-      "keep_every_gt=False) -> "
-      "(Tensor, Tensor)");
+      "simota_assign("
+      "Tensor scores, Tensor centers, Tensor boxes, Tensor gt_boxes, Tensor gt_labels, Tensor num_gts, "
+      "float center_radius, int candidate_topk, float cls_weight, float iou_weight, bool keep_every_gt) "
+      "-> (Tensor, Tensor)");
   m.def("batched_nms(Tensor boxes, Tensor scores, Tensor labels, float iou_threshold) -> Tensor");
   m.def(
-      "yolox_detect(Tensor cls_logits, Tensor obj_logits, Tensor boxes, float score_threshold, float "
-      "iou_threshold, int "
-      "max_detections) -> (Tensor, Tensor, Tensor)");
+      "yolox_detect("
+      "Tensor cls_logits, Tensor obj_logits, Tensor boxes, "
+      "float score_threshold, float iou_threshold, int max_detections) "
+      "-> (Tensor, Tensor, Tensor)");
   // The part of yolox_detect that accelerators leave to the host. It has no Python function.
   m.def(
-      "yolox_select(Tensor scores, Tensor labels, Tensor boxes, float score_threshold, float iou_threshold, "
-      "int "
-      "max_detections) -> (Tensor, Tensor, Tensor)");
+      "yolox_select("
+      "Tensor scores, Tensor labels, Tensor boxes, "
+      "float score_threshold, float iou_threshold, int max_detections) "
+      "-> (Tensor, Tensor, Tensor)");
   m.def(
-      "mixup_blend(Tensor image, Tensor partner, int[2] canvas, int[2] scaled, int[2] offset, bool flip, int "
-      "pad, "
-      "bool ipp) -> Tensor");
+      "mixup_blend("
+      "Tensor image, Tensor partner, "
+      "int[2] canvas, int[2] scaled, int[2] offset, bool flip, int pad, bool ipp) "
+      "-> Tensor");
   m.def("ema_update_(Tensor(a!)[] average, Tensor[] value, float momentum) -> ()");
 }
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from yolox_ops.reference import grid_priors
+from yolox_ops.reference import grid_centers
 
 Situation = dict[str, Tensor]
 
@@ -16,17 +16,17 @@ def _situation(
 ) -> Situation:
     """The arguments of simota_assign: all priors of a square image, predictions of a trained or an untrained net."""
     g = torch.Generator().manual_seed(seed)
-    prior = grid_priors(size)
-    n = len(prior)
-    center = torch.rand(batch, gts, 2, generator=g) * size
+    centers = grid_centers(size)
+    n = len(centers)
+    gt_center = torch.rand(batch, gts, 2, generator=g) * size
     extent = torch.rand(batch, gts, 2, generator=g) ** 2 * size / 2 + 3
-    gt_boxes = torch.cat([center - extent / 2, center + extent / 2], -1)
+    gt_boxes = torch.cat([gt_center - extent / 2, gt_center + extent / 2], -1)
     gt_labels = torch.randint(classes, (batch, gts), generator=g)
     scores = torch.rand(batch, n, classes, generator=g) * 0.02
-    half = prior[:, 2:] * (0.5 + torch.rand(batch, n, 2, generator=g))
-    boxes = torch.cat([prior[:, :2] - half, prior[:, :2] + half], -1)
+    half = centers[:, 2:] * (0.5 + torch.rand(batch, n, 2, generator=g))
+    boxes = torch.cat([centers[:, :2] - half, centers[:, :2] + half], -1)
     if kind == "trained" and gts:
-        nearest = torch.cdist(prior[None, :, :2].expand(batch, -1, -1), center).argmin(-1)
+        nearest = torch.cdist(centers[None, :, :2].expand(batch, -1, -1), gt_center).argmin(-1)
         picked = gt_boxes.gather(1, nearest[..., None].expand(-1, -1, 4))
         boxes = picked + torch.randn(batch, n, 4, generator=g) * 4
         label = gt_labels.gather(1, nearest)
@@ -42,7 +42,7 @@ def _situation(
         boxes = boxes[:, :1].expand(-1, n, -1)
     return {
         "scores": scores,
-        "priors": prior,
+        "centers": centers,
         "boxes": boxes,
         "gt_boxes": gt_boxes,
         "gt_labels": gt_labels,

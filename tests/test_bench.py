@@ -1,17 +1,25 @@
 """The benchmark tells agreement from disagreement, and writes what it is asked to write."""
 
-import importlib
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import cases
+import figures
+import limits
+import ops_bench
+import parity
+import peers
 import pytest
 import torch
 from mmcv import Config
 from mmdet import __file__ as mmdet_file
 from mmdet.models import build_detector
+
+from yolox_ops import reference
+from yolox_ops.simota import DEFAULTS
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 PROGRAM = f"""
@@ -37,13 +45,6 @@ def bench(*options, preparation=""):
 def train_bench(*options, preparation=""):
     nano = ("--config", "yolox_nano_8x8_300e_coco", "--batch", 1, "--rounds", 1, "--gts", 10, "--threads", 1)
     return run("train_bench", *nano, *options, preparation=preparation)
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Imports a module of the benchmarks."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
 
 
 @pytest.mark.slow
@@ -83,15 +84,14 @@ def test_a_wrong_operator_is_a_mismatch(operator, function, wrong):
 
 
 @pytest.mark.parametrize(("nudge", "equal"), [(0.0, True), (1e-5, False)])
-def test_only_equal_costs_excuse_another_assignment(load, nudge, equal):
+def test_only_equal_costs_excuse_another_assignment(nudge, equal):
     """Ten of a gt's priors are cheaper than the others by `nudge`; one of them and one of the others change places."""
-    parity, reference = load("parity"), load("yolox_ops.reference")
     images, box = 20, torch.tensor([8.0, 8.0, 88.0, 88.0])
-    priors = reference.grid_priors(96)
-    scores = torch.full((images, len(priors), 3), 0.5)
-    near = torch.stack(reference._regions(priors, box[None], 2.5)).all(0)[:, 0].nonzero()[:, 0]
+    centers = reference.grid_centers(96)
+    scores = torch.full((images, len(centers), 3), 0.5)
+    near = torch.stack(reference._regions(centers, box[None], 2.5)).all(0)[:, 0].nonzero()[:, 0]
     scores[:, near[:10], 1] += nudge
-    args = (scores, priors, box.expand(images, len(priors), 4), box.expand(images, 1, 4))
+    args = (scores, centers, box.expand(images, len(centers), 4), box.expand(images, 1, 4))
     args += (torch.ones(images, 1, dtype=torch.int64), torch.ones(images, dtype=torch.int64))
     right = reference.simota_assign(*args)
     assert (right[0][0] == 0).nonzero()[:, 0].tolist() == near[:10].tolist()
@@ -102,15 +102,14 @@ def test_only_equal_costs_excuse_another_assignment(load, nudge, equal):
     assert bool(verdict.problems) != equal
 
 
-def test_ties_of_rival_gts_and_of_nobody_at_all(load):
-    outcomes, reference = load("parity").outcomes, load("yolox_ops.reference")
-    priors, box = reference.grid_priors(96), torch.tensor([[8.0, 8.0, 88.0, 88.0]])
-    image = (torch.full((len(priors), 3), 0.5), priors, box.expand(len(priors), 4))
-    near = torch.stack(reference._regions(priors, box, 2.5)).all(0)[:, 0]
-    two = outcomes(*image, box.repeat(2, 1), torch.tensor([1, 1]))
+def test_ties_of_rival_gts_and_of_nobody_at_all():
+    centers, box = reference.grid_centers(96), torch.tensor([[8.0, 8.0, 88.0, 88.0]])
+    image = (torch.full((len(centers), 3), 0.5), centers, box.expand(len(centers), 4))
+    near = torch.stack(reference._regions(centers, box, 2.5)).all(0)[:, 0]
+    two = parity.outcomes(*image, box.repeat(2, 1), torch.tensor([1, 1]), DEFAULTS)
     assert two[near].all() and not two[~near, :2].any()
-    assert outcomes(*image, box + 1000, torch.tensor([1]))[:, -1].all()
-    assert outcomes(*image, box[:0], torch.zeros(0, dtype=torch.int64)).shape == (len(priors), 1)
+    assert parity.outcomes(*image, box + 1000, torch.tensor([1]), DEFAULTS)[:, -1].all()
+    assert parity.outcomes(*image, box[:0], torch.zeros(0, dtype=torch.int64), DEFAULTS).shape == (len(centers), 1)
 
 
 BOXES = torch.tensor([[1.0, 2, 30, 40, 0.9], [1, 2, 30, 40, 0.8], [50, 60, 70, 80, 0.7]])
@@ -129,16 +128,14 @@ LABELS = torch.tensor([0, 1, 0])
         (lambda d, n: (d[[0, 0, 1]], n[[0, 0, 1]]), False),
     ],
 )
-def test_detections_are_compared_one_by_one(load, move, agree):
-    parity = load("parity")
+def test_detections_are_compared_one_by_one(move, agree):
     verdict = parity.Verdict()
     parity.compare_boxes(verdict, "image 0", move(BOXES, LABELS), (BOXES, LABELS))
     assert (not verdict.problems) == agree
 
 
 @pytest.mark.parametrize(("error", "agree"), [(1e-6, True), (1e-4, False), (torch.nan, False)])
-def test_losses_are_compared_to_float32_rounding(load, error, agree):
-    parity = load("parity")
+def test_losses_are_compared_to_float32_rounding(error, agree):
     verdict, losses = parity.Verdict(), {"loss_cls": torch.tensor(3.5), "loss_obj": torch.tensor(80.0)}
     parity.compare_losses(verdict, "30 gts", losses | {"loss_obj": losses["loss_obj"] * (1 + error)}, losses)
     assert (not verdict.problems) == agree
@@ -146,12 +143,11 @@ def test_losses_are_compared_to_float32_rounding(load, error, agree):
     assert "30 gts: ['loss_cls'] and" in verdict.problems[-1]
 
 
-def test_a_peer_of_other_semantics_is_timed_and_not_compared(load):
+def test_a_peer_of_other_semantics_is_timed_and_not_compared():
     """And Megvii's steps are those of LibreYOLO, where it is there to ask."""
-    ops_bench, cases, peers, measure = map(load, ("ops_bench", "cases", "peers", "limits"))
     case = cases.Case("simota_assign", "small", lambda: cases.assign_case("trained-like", 3))
     options = ops_bench.parse(["--quick", "--threads", "1"])
-    rates = measure.measure_rates(torch.device("cpu"), 0.001)
+    rates = limits.measure_rates(torch.device("cpu"), 0.001)
     row = ops_bench.bench_case(case, [peers.megvii()["simota_assign"]], options, rates)
     assert row.verdicts.keys() == {"reference"} and not row.verdicts["reference"].problems
     assert row.timings.keys() == {"yolox_ops", "Megvii's steps"}
@@ -160,19 +156,18 @@ def test_a_peer_of_other_semantics_is_timed_and_not_compared(load):
 
 @pytest.mark.parametrize("kind", ["trained-like", "untrained"])
 @pytest.mark.parametrize("gts", [1, 40])
-def test_megviis_steps_are_those_of_libreyolo(load, kind, gts):
+def test_megviis_steps_are_those_of_libreyolo(kind, gts):
     nn = pytest.importorskip("libreyolo.models.yolox.nn")
-    cases, peers = load("cases"), load("peers")
-    cls, obj, boxes, priors, gt_boxes, labels = cases.predictions(kind, gts, seed=gts, size=320)
+    cls, obj, boxes, centers, gt_boxes, labels = cases.predictions(kind, gts, seed=gts, size=320)
     as_centre = lambda b: torch.cat([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], 1)  # noqa: E731
-    shifts = priors[:, :2] / priors[:, 2:] - 0.5
+    shifts = centers[:, :2] / centers[:, 2:] - 0.5
     head = nn.YOLOXHead(80, width=0.125)
     _, positive, iou, owner, count = head.get_assignments(
-        0, gts, as_centre(gt_boxes), labels, as_centre(boxes), priors[None, :, 2], shifts[None, :, 0],
+        0, gts, as_centre(gt_boxes), labels, as_centre(boxes), centers[None, :, 2], shifts[None, :, 0],
         shifts[None, :, 1], cls[None], obj[None, :, None],
     )  # fmt: skip
     scores = cls.sigmoid() * obj.sigmoid()[:, None]
-    gt_index, matched = peers.megvii_assign(scores, priors, boxes, gt_boxes, labels)
+    gt_index, matched = peers.megvii_assign(scores, centers, boxes, gt_boxes, labels)
     assert count > 0 and torch.equal((gt_index >= 0).nonzero()[:, 0], positive.nonzero()[:, 0])
     assert torch.equal(gt_index[positive], owner)
     torch.testing.assert_close(matched[positive], iou)
@@ -201,10 +196,10 @@ def test_bad_options(options, message):
     assert message in result.stderr
 
 
-def test_the_shapes_of_yolox_m_are_those_of_mmdet(load):
+def test_the_shapes_of_yolox_m_are_those_of_mmdet():
     config = Path(mmdet_file).parent / ".mim/configs/yolox/yolox_m_8x8_300e_coco.py"
     state = build_detector(Config.fromfile(str(config)).model).state_dict().values()
-    assert sorted(load("cases").yolox_m_shapes()) == sorted(tuple(t.shape) for t in state if t.is_floating_point())
+    assert sorted(cases.yolox_m_shapes()) == sorted(tuple(t.shape) for t in state if t.is_floating_point())
 
 
 @pytest.mark.slow
@@ -299,9 +294,8 @@ def test_bad_options_of_the_pipeline_benchmark(options, message):
 
 
 @pytest.fixture
-def docs(load, monkeypatch, tmp_path):
+def docs(monkeypatch, tmp_path):
     """The benchmarks' `figures`, at work on a copy of docs/."""
-    figures = load("figures")
     for page in {page for page, _ in figures.TABLES.values()}:
         shutil.copy(figures.DOCS / page, tmp_path)
     shutil.copytree(figures.DOCS / "figures", tmp_path / "figures")
@@ -309,8 +303,7 @@ def docs(load, monkeypatch, tmp_path):
     return figures
 
 
-def test_tables_of_the_docs_are_those_of_the_committed_runs(load):
-    figures = load("figures")
+def test_tables_of_the_docs_are_those_of_the_committed_runs():
     runs = {name: figures.read(name) for name in figures.TABLES}
     for page in {page for page, _ in figures.TABLES.values()}:
         assert (figures.DOCS / page).read_text() == figures.with_tables(page, runs)

@@ -10,9 +10,10 @@ from .boxes import box_iou
 from .ema import ema_update_
 from .mixup import mixup_blend
 from .nms import batched_nms, yolox_detect
-from .simota import simota_assign, simota_cost
+from .simota import SimOTAParameters, simota_assign, simota_cost
 
 __all__ = [
+    "SimOTAParameters",
     "batched_nms",
     "box_iou",
     "cpu_capability",

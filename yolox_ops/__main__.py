@@ -14,17 +14,21 @@ from . import _C, reference
 
 
 def situation(gts: int = 12, size: int = 160, classes: int = 20) -> dict[str, Tensor]:
-    """The arguments of `simota_assign` for two images: noisy predictions of random ground truths."""
+    """The arguments of `simota_assign` for two images: noisy predictions of random ground truths.
+
+    No gt is so small that it takes priors from outside of its box: their costs carry +1e5 and may differ by float32
+    rounding alone, so that devices could choose differently.
+    """
     rng = torch.Generator().manual_seed(0)
-    priors = reference.grid_priors(size)
-    center = torch.rand(2, gts, 2, generator=rng) * size
+    centers = reference.grid_centers(size)
+    gt_center = torch.rand(2, gts, 2, generator=rng) * size
     half = torch.rand(2, gts, 2, generator=rng) * size / 6 + 10
-    gt_boxes = torch.cat([center - half, center + half], -1)
-    nearest = torch.cdist(priors[None, :, :2].expand(2, -1, -1), center).argmin(-1)
+    gt_boxes = torch.cat([gt_center - half, gt_center + half], -1)
+    nearest = torch.cdist(centers[None, :, :2].expand(2, -1, -1), gt_center).argmin(-1)
     boxes = gt_boxes.gather(1, nearest[..., None].expand(-1, -1, 4))
     return {
-        "scores": torch.rand(2, len(priors), classes, generator=rng),
-        "priors": priors,
+        "scores": torch.rand(2, len(centers), classes, generator=rng),
+        "centers": centers,
         "boxes": boxes + torch.randn(boxes.shape, generator=rng) * 6,
         "gt_boxes": gt_boxes,
         "gt_labels": torch.randint(classes, (2, gts), generator=rng),
@@ -35,7 +39,7 @@ def situation(gts: int = 12, size: int = 160, classes: int = 20) -> dict[str, Te
 def results(ops: Any, device: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Each operator's name and a call of it, from the module `ops`, that returns its results on the CPU."""
     case = {name: value.to(device) for name, value in situation().items()}
-    image = {name: value if name == "priors" else value[0] for name, value in case.items() if name != "num_gts"}
+    image = {name: value if name == "centers" else value[0] for name, value in case.items() if name != "num_gts"}
     boxes, gts, scores = image["boxes"], image["gt_boxes"], image["scores"]
 
     def iou_with_gradients() -> list[Tensor]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .simota import DEFAULTS
+
 
 def box_iou(boxes1: Tensor, boxes2: Tensor, mode: str = "iou", aligned: bool = False, eps: float = 1e-6) -> Tensor:
     dtype = boxes1.dtype
@@ -28,7 +30,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, mode: str = "iou", aligned: bool = F
     return iou.to(dtype)
 
 
-def grid_priors(size: int) -> Tensor:
+def grid_centers(size: int) -> Tensor:
     """`[P, 4]` (cx, cy, stride, stride) of all cells of a square image at strides 8, 16 and 32, in pixels."""
     levels = []
     for stride in (8, 16, 32):
@@ -38,26 +40,26 @@ def grid_priors(size: int) -> Tensor:
     return torch.cat(levels)
 
 
-def _regions(priors: Tensor, gt_boxes: Tensor, center_radius: float) -> tuple[Tensor, Tensor]:
+def _regions(centers: Tensor, gt_boxes: Tensor, center_radius: float) -> tuple[Tensor, Tensor]:
     """`[P, G]` masks: prior inside the gt box, prior inside the gt's centre region. Borders are outside."""
-    xy, reach = priors[:, None, :2], center_radius * priors[:, None, 2:]
-    center = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
+    xy, reach = centers[:, None, :2], center_radius * centers[:, None, 2:]
+    gt_center = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
     in_box = ((xy - gt_boxes[:, :2] > 0) & (gt_boxes[:, 2:] - xy > 0)).all(-1)
-    in_center = ((xy - (center - reach) > 0) & (center + reach - xy > 0)).all(-1)
+    in_center = ((xy - (gt_center - reach) > 0) & (gt_center + reach - xy > 0)).all(-1)
     return in_box, in_center
 
 
 def simota_cost(
     scores: Tensor,
-    priors: Tensor,
+    centers: Tensor,
     boxes: Tensor,
     gt_boxes: Tensor,
     gt_labels: Tensor,
-    center_radius: float = 2.5,
-    cls_weight: float = 1.0,
-    iou_weight: float = 3.0,
+    center_radius: float = DEFAULTS.center_radius,
+    cls_weight: float = DEFAULTS.cls_weight,
+    iou_weight: float = DEFAULTS.iou_weight,
 ) -> tuple[Tensor, Tensor]:
-    scores, priors, boxes, gt_boxes = (t.detach().float() for t in (scores, priors, boxes, gt_boxes))
+    scores, centers, boxes, gt_boxes = (t.detach().float() for t in (scores, centers, boxes, gt_boxes))
     iou = box_iou(boxes, gt_boxes).nan_to_num(nan=0.0)
     root = scores.sqrt()
     root = root.masked_fill((root < 0) | (root > 1), torch.nan)
@@ -65,7 +67,7 @@ def simota_cost(
     hit = -root.log().clamp(min=-100)  # BCE with target 1
     one_hot = torch.nn.functional.one_hot(gt_labels, scores.shape[1]).bool()
     cls_cost = torch.where(one_hot, hit[:, None], miss[:, None]).sum(-1)
-    in_box, in_center = _regions(priors, gt_boxes, center_radius)
+    in_box, in_center = _regions(centers, gt_boxes, center_radius)
     outside = (~(in_box & in_center)).float() * 100000.0
     cost = cls_cost * cls_weight + -(iou + 1e-7).log() * iou_weight + outside
     return cost.nan_to_num(nan=torch.inf, posinf=torch.inf), iou
@@ -73,23 +75,23 @@ def simota_cost(
 
 def simota_assign(
     scores: Tensor,
-    priors: Tensor,
+    centers: Tensor,
     boxes: Tensor,
     gt_boxes: Tensor,
     gt_labels: Tensor,
     num_gts: Tensor,
-    center_radius: float = 2.5,
-    candidate_topk: int = 10,
-    cls_weight: float = 1.0,
-    iou_weight: float = 3.0,
-    keep_every_gt: bool = False,
+    center_radius: float = DEFAULTS.center_radius,
+    candidate_topk: int = DEFAULTS.candidate_topk,
+    cls_weight: float = DEFAULTS.cls_weight,
+    iou_weight: float = DEFAULTS.iou_weight,
+    keep_every_gt: bool = DEFAULTS.keep_every_gt,
 ) -> tuple[Tensor, Tensor]:
     gt_index = torch.full(scores.shape[:2], -1)
     matched_iou = torch.zeros(scores.shape[:2])
     for b, count in enumerate(num_gts.tolist()):
         gts, labels = gt_boxes[b, :count].float(), gt_labels[b, :count]
-        cost, iou = simota_cost(scores[b], priors, boxes[b], gts, labels, center_radius, cls_weight, iou_weight)
-        in_box, in_center = _regions(priors.float(), gts, center_radius)
+        cost, iou = simota_cost(scores[b], centers, boxes[b], gts, labels, center_radius, cls_weight, iou_weight)
+        in_box, in_center = _regions(centers.float(), gts, center_radius)
         candidates = (in_box | in_center).any(1).nonzero().squeeze(1)
         if not len(candidates):
             continue

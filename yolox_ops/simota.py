@@ -1,20 +1,35 @@
 """SimOTA, YOLOX's dynamic label assignment (Ge et al., 2021), with the semantics of mmdet's `SimOTAAssigner`."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ._library import check_devices, register_fake
 
 
+class SimOTAParameters(NamedTuple):
+    """The parameters of `simota_assign`, which explains each, with MMDetection's defaults."""
+
+    center_radius: float = 2.5
+    candidate_topk: int = 10
+    cls_weight: float = 1.0
+    iou_weight: float = 3.0
+    keep_every_gt: bool = False
+
+
+DEFAULTS = SimOTAParameters()
+
+
 def simota_cost(
     scores: Tensor,
-    priors: Tensor,
+    centers: Tensor,
     boxes: Tensor,
     gt_boxes: Tensor,
     gt_labels: Tensor,
-    center_radius: float = 2.5,
-    cls_weight: float = 1.0,
-    iou_weight: float = 3.0,
+    center_radius: float = DEFAULTS.center_radius,
+    cls_weight: float = DEFAULTS.cls_weight,
+    iou_weight: float = DEFAULTS.iou_weight,
 ) -> tuple[Tensor, Tensor]:
     """The SimOTA cost and IoU matrices of one image, a row for every prior.
 
@@ -24,7 +39,7 @@ def simota_cost(
 
     Args:
         scores: `[P, C]` in [0, 1], class probability times objectness.
-        priors: `[P, 4]` (cx, cy, stride_w, stride_h), pixels.
+        centers: `[P, 4]` (cx, cy, stride_w, stride_h) of the priors' cells, pixels.
         boxes: `[P, 4]` predicted (x1, y1, x2, y2), pixels.
         gt_boxes: `[G, 4]` (x1, y1, x2, y2), pixels.
         gt_labels: `[G]` int64 in [0, C).
@@ -37,26 +52,26 @@ def simota_cost(
     Raises:
         ValueError: for a wrong shape, device, label or weight. TypeError: for a wrong dtype.
     """
-    check_devices(scores=scores, priors=priors, boxes=boxes, gt_boxes=gt_boxes, gt_labels=gt_labels)
+    check_devices(scores=scores, centers=centers, boxes=boxes, gt_boxes=gt_boxes, gt_labels=gt_labels)
     with torch.no_grad():
         cost, iou = torch.ops.yolox_ops.simota_cost(
-            scores, priors, boxes, gt_boxes, gt_labels, center_radius, cls_weight, iou_weight
+            scores, centers, boxes, gt_boxes, gt_labels, center_radius, cls_weight, iou_weight
         )
     return cost, iou
 
 
 def simota_assign(
     scores: Tensor,
-    priors: Tensor,
+    centers: Tensor,
     boxes: Tensor,
     gt_boxes: Tensor,
     gt_labels: Tensor,
     num_gts: Tensor,
-    center_radius: float = 2.5,
-    candidate_topk: int = 10,
-    cls_weight: float = 1.0,
-    iou_weight: float = 3.0,
-    keep_every_gt: bool = False,
+    center_radius: float = DEFAULTS.center_radius,
+    candidate_topk: int = DEFAULTS.candidate_topk,
+    cls_weight: float = DEFAULTS.cls_weight,
+    iou_weight: float = DEFAULTS.iou_weight,
+    keep_every_gt: bool = DEFAULTS.keep_every_gt,
 ) -> tuple[Tensor, Tensor]:
     """SimOTA for a batch.
 
@@ -66,7 +81,7 @@ def simota_assign(
 
     Args:
         scores: `[B, P, C]` in [0, 1], class probability times objectness.
-        priors: `[P, 4]` (cx, cy, stride_w, stride_h), pixels.
+        centers: `[P, 4]` (cx, cy, stride_w, stride_h) of the priors' cells, pixels.
         boxes: `[B, P, 4]` predicted (x1, y1, x2, y2), pixels.
         gt_boxes: `[B, G, 4]` (x1, y1, x2, y2), pixels; rows from num_gts[b] on are padding and never read.
         gt_labels: `[B, G]` int64 in [0, C).
@@ -83,11 +98,11 @@ def simota_assign(
     Raises:
         ValueError: for a wrong shape, device, label, count or weight. TypeError: for a wrong dtype.
     """
-    check_devices(scores=scores, priors=priors, boxes=boxes, gt_boxes=gt_boxes, gt_labels=gt_labels, num_gts=num_gts)
+    check_devices(scores=scores, centers=centers, boxes=boxes, gt_boxes=gt_boxes, gt_labels=gt_labels, num_gts=num_gts)
     with torch.no_grad():
         gt_index, iou = torch.ops.yolox_ops.simota_assign(
             scores,
-            priors,
+            centers,
             boxes,
             gt_boxes,
             gt_labels,
@@ -104,7 +119,7 @@ def simota_assign(
 @register_fake("simota_cost")
 def _(
     scores: Tensor,
-    priors: Tensor,
+    centers: Tensor,
     boxes: Tensor,
     gt_boxes: Tensor,
     gt_labels: Tensor,
@@ -119,7 +134,7 @@ def _(
 @register_fake("simota_assign")
 def _(
     scores: Tensor,
-    priors: Tensor,
+    centers: Tensor,
     boxes: Tensor,
     gt_boxes: Tensor,
     gt_labels: Tensor,
@@ -128,7 +143,7 @@ def _(
     candidate_topk: int,
     cls_weight: float,
     iou_weight: float,
-    keep_every_gt: bool = False,
+    keep_every_gt: bool,
 ) -> tuple[Tensor, Tensor]:
     shape = scores.shape[:2]
     return scores.new_empty(shape, dtype=torch.int64), scores.new_empty(shape, dtype=torch.float32)

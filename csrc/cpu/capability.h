@@ -1,15 +1,19 @@
-// Each file in this folder is compiled once per instruction set, into the namespace that CPU_CAPABILITY
-// names. The baseline compilation alone registers the operator, so that loading the library runs baseline
-// code only; it picks the function to register by what the CPU can do (or by YOLOX_OPS_CPU_CAPABILITY).
+// Each file in this folder but capability.cpp is compiled once per instruction set, into the namespace that
+// CPU_CAPABILITY names. The baseline compilation alone registers the operator, so that loading the library
+// runs baseline code only; it picks the function to register by what the CPU can do (or by
+// YOLOX_OPS_CPU_CAPABILITY).
 #pragma once
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <string>
+
 namespace yolox_ops {
 
 enum class Capability { kDefault, kAvx2, kAvx512 };
 Capability cpu_capability();
+std::string cpu_capability_name();
 
 }  // namespace yolox_ops
 

@@ -61,6 +61,24 @@ void each_set(const uint8_t* flags, int64_t begin, int64_t end, F&& visit) {
   }
 }
 
+// Columns of the priors: the predicted box and its area, the centre, and how far its region reaches.
+enum PriorColumn : size_t { kX1, kY1, kX2, kY2, kArea, kX, kY, kReachX, kReachY, kPriorColumns };
+
+// Columns of the blocks: the least and the greatest values of their priors.
+enum BoundColumn : size_t {
+  kMinX1,
+  kMinY1,
+  kMaxX2,
+  kMaxY2,
+  kMinX,
+  kMinY,
+  kMaxX,
+  kMaxY,
+  kMaxReachX,
+  kMaxReachY,
+  kBoundColumns
+};
+
 // Columns of a table of floats.
 template <size_t N>
 struct Columns {
@@ -86,7 +104,7 @@ struct Scratch {
 // One image.
 class Image {
  public:
-  Image(const float* scores, const float* priors, const float* boxes, const float* gt_boxes,
+  Image(const float* scores, const float* centers, const float* boxes, const float* gt_boxes,
         const int64_t* labels, int64_t num_priors, int64_t classes, int64_t num_gts, float radius,
         Weights weights)
       : scores_(scores),
@@ -100,7 +118,7 @@ class Image {
         valid_(rows()) {
     for (int64_t j = 0; j < num_gts; ++j) gts_.emplace_back(gt_boxes + 4 * j);
     at::parallel_for(0, blocks_, 32, [&](int64_t begin, int64_t end) {
-      fill(priors, boxes, radius, begin, end);
+      fill(centers, boxes, radius, begin, end);
       std::vector<uint8_t> near(blocks_);
       for (const Gt& gt : gts_) {
         const Gt g = gt;
@@ -146,7 +164,7 @@ class Image {
 
   float iou(int64_t i, int64_t j) const {
     const auto& c = priors_.column;
-    return iou_of(c[0][i], c[1][i], c[2][i], c[3][i], c[4][i], gts_[j]);
+    return iou_of(c[kX1][i], c[kY1][i], c[kX2][i], c[kY2][i], c[kArea][i], gts_[j]);
   }
 
   // The gt of least cost for prior `i` over all gts.
@@ -190,25 +208,31 @@ class Image {
  private:
   // Copies blocks into columns, pads the last with NaN, which is nowhere and overlaps nothing, and takes
   // bounds.
-  void fill(const float* priors, const float* boxes, float radius, int64_t begin, int64_t end) {
+  void fill(const float* centers, const float* boxes, float radius, int64_t begin, int64_t end) {
     const auto& c = priors_.column;
+    const auto& bounds = bounds_.column;
     for (int64_t i = begin * kBlock; i < end * kBlock; ++i) {
       if (i >= n_) {
         for (float* column : c) column[i] = std::numeric_limits<float>::quiet_NaN();
         continue;
       }
-      const float *p = priors + 4 * i, *d = boxes + 4 * i;
-      for (int64_t k = 0; k < 4; ++k) c[k][i] = d[k];
-      c[4][i] = (d[2] - d[0]) * (d[3] - d[1]);
-      c[5][i] = p[0], c[6][i] = p[1], c[7][i] = radius * p[2], c[8][i] = radius * p[3];
+      const float *p = centers + 4 * i, *d = boxes + 4 * i;
+      c[kX1][i] = d[0], c[kY1][i] = d[1], c[kX2][i] = d[2], c[kY2][i] = d[3];
+      c[kArea][i] = (d[2] - d[0]) * (d[3] - d[1]);
+      c[kX][i] = p[0], c[kY][i] = p[1], c[kReachX][i] = radius * p[2], c[kReachY][i] = radius * p[3];
     }
     for (int64_t b = begin; b < end; ++b) {
-      for (const int64_t k : {0, 1, 5, 6})
-        bounds_.column[k][b] = bound(c[k] + b * kBlock, std::less<float>(), kInfinity);
-      for (const int64_t k : {2, 3, 7, 8})
-        bounds_.column[k][b] = bound(c[k] + b * kBlock, std::greater<float>(), -kInfinity);
-      bounds_.column[4][b] = bound(c[5] + b * kBlock, std::greater<float>(), -kInfinity);
-      bounds_.column[9][b] = bound(c[6] + b * kBlock, std::greater<float>(), -kInfinity);
+      const auto least = [&](PriorColumn k) {
+        return bound(c[k] + b * kBlock, std::less<float>(), kInfinity);
+      };
+      const auto most = [&](PriorColumn k) {
+        return bound(c[k] + b * kBlock, std::greater<float>(), -kInfinity);
+      };
+      bounds[kMinX1][b] = least(kX1), bounds[kMinY1][b] = least(kY1);
+      bounds[kMaxX2][b] = most(kX2), bounds[kMaxY2][b] = most(kY2);
+      bounds[kMinX][b] = least(kX), bounds[kMinY][b] = least(kY);
+      bounds[kMaxX][b] = most(kX), bounds[kMaxY][b] = most(kY);
+      bounds[kMaxReachX][b] = most(kReachX), bounds[kMaxReachY][b] = most(kReachY);
     }
   }
 
@@ -224,21 +248,22 @@ class Image {
   // missed.
   bool may_overlap(int64_t b, const Gt& g) const {
     const auto& c = bounds_.column;
-    return (c[0][b] < g.x2) & (c[1][b] < g.y2) & (c[2][b] > g.x1) & (c[3][b] > g.y1);
+    return (c[kMinX1][b] < g.x2) & (c[kMinY1][b] < g.y2) & (c[kMaxX2][b] > g.x1) & (c[kMaxY2][b] > g.y1);
   }
   bool may_be_in_box(int64_t b, const Gt& g) const {
     const auto& c = bounds_.column;
-    return (c[5][b] < g.x2) & (c[6][b] < g.y2) & (c[4][b] > g.x1) & (c[9][b] > g.y1);
+    return (c[kMinX][b] < g.x2) & (c[kMinY][b] < g.y2) & (c[kMaxX][b] > g.x1) & (c[kMaxY][b] > g.y1);
   }
   bool may_be_in_center(int64_t b, const Gt& g) const {
     const auto& c = bounds_.column;
-    return (c[5][b] < g.cx + c[7][b]) & (c[6][b] < g.cy + c[8][b]) & (c[4][b] > g.cx - c[7][b]) &
-           (c[9][b] > g.cy - c[8][b]);
+    const float reach_x = c[kMaxReachX][b], reach_y = c[kMaxReachY][b];
+    return (c[kMinX][b] < g.cx + reach_x) & (c[kMinY][b] < g.cy + reach_y) & (c[kMaxX][b] > g.cx - reach_x) &
+           (c[kMaxY][b] > g.cy - reach_y);
   }
 
   Prior prior(int64_t i) const {
     const auto& c = priors_.column;
-    return {c[5][i], c[6][i], c[7][i], c[8][i]};
+    return {c[kX][i], c[kY][i], c[kReachX][i], c[kReachY][i]};
   }
 
   // The IoUs of a block's candidates, and the largest of all so far.
@@ -252,7 +277,7 @@ class Image {
     int above = 0;
     for (int64_t l = 0; l < kBlock; ++l) {
       const int64_t i = begin + l;
-      const float overlap = iou_of(c[0][i], c[1][i], c[2][i], c[3][i], c[4][i], g);
+      const float overlap = iou_of(c[kX1][i], c[kY1][i], c[kX2][i], c[kY2][i], c[kArea][i], g);
       iou[l] = valid[l] ? overlap : 0.0F;
       above |= iou[l] > bar;
     }
@@ -335,24 +360,23 @@ class Image {
   int64_t n_, blocks_, classes_;
   Weights weights_;
   std::vector<Gt> gts_;
-  Columns<9> priors_;  // predicted x1, y1, x2, y2, area; centre x, y; reach x, y
-  Columns<10>
-      bounds_;  // least x1, y1; greatest x2, y2, centre x; least centre x, y; greatest reach x, y, centre y
+  Columns<kPriorColumns> priors_;
+  Columns<kBoundColumns> bounds_;
   std::vector<uint8_t> valid_;
 };
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const at::Tensor& priors,
+std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const at::Tensor& centers,
                                                  const at::Tensor& boxes, const at::Tensor& gt_boxes,
                                                  const at::Tensor& gt_labels, const at::Tensor& num_gts,
                                                  double center_radius, int64_t candidate_topk,
                                                  double cls_weight, double iou_weight, bool keep_every_gt) {
-  check_simota_assign(scores, priors, boxes, gt_boxes, gt_labels, num_gts, candidate_topk, cls_weight,
+  check_simota_assign(scores, centers, boxes, gt_boxes, gt_labels, num_gts, candidate_topk, cls_weight,
                       iou_weight);
   const int64_t batch = scores.size(0), num_priors = scores.size(1), classes = scores.size(2);
   const int64_t padded = gt_boxes.size(1);
-  const at::Tensor s = as_float(scores), p = as_float(priors), d = as_float(boxes), g = as_float(gt_boxes);
+  const at::Tensor s = as_float(scores), p = as_float(centers), d = as_float(boxes), g = as_float(gt_boxes);
   const at::Tensor labels = gt_labels.contiguous(), counts = num_gts.contiguous();
   const int64_t *label = labels.const_data_ptr<int64_t>(), *count = counts.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < batch; ++b) {

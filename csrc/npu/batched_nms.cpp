@@ -1,8 +1,8 @@
 // torchvision's batched_nms, on the host: how many boxes are kept is for the host to know anyway.
 #include "checks.h"
-#include "device.h"
+#include "register.h"
 
-namespace yolox_ops::device {
+namespace yolox_ops::npu {
 
 at::Tensor batched_nms(const at::Tensor& boxes, const at::Tensor& scores, const at::Tensor& labels,
                        double iou_threshold) {
@@ -12,8 +12,8 @@ at::Tensor batched_nms(const at::Tensor& boxes, const at::Tensor& scores, const 
   return op.call(boxes.cpu(), scores.cpu(), labels.cpu(), iou_threshold).to(boxes.device());
 }
 
-}  // namespace yolox_ops::device
+}  // namespace yolox_ops::npu
 
 namespace yolox_ops {
-YOLOX_OPS_REGISTER_DEVICE(batched_nms)
+YOLOX_OPS_REGISTER_NPU(batched_nms)
 }  // namespace yolox_ops

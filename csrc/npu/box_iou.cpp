@@ -2,11 +2,11 @@
 #include <tuple>
 
 #include "checks.h"
-#include "device.h"
 #include "overlap.h"
+#include "register.h"
 #include "ties.h"
 
-namespace yolox_ops::device {
+namespace yolox_ops::npu {
 namespace {
 
 // Boxes as corners [..., 2], broadcast against each other.
@@ -98,9 +98,9 @@ std::tuple<at::Tensor, at::Tensor> box_iou_backward(const at::Tensor& grad, cons
   return {grad1.to(boxes1.scalar_type()), grad2.to(boxes2.scalar_type())};
 }
 
-}  // namespace yolox_ops::device
+}  // namespace yolox_ops::npu
 
 namespace yolox_ops {
-YOLOX_OPS_REGISTER_DEVICE(box_iou)
-YOLOX_OPS_REGISTER_DEVICE(box_iou_backward)
+YOLOX_OPS_REGISTER_NPU(box_iou)
+YOLOX_OPS_REGISTER_NPU(box_iou_backward)
 }  // namespace yolox_ops

@@ -1,8 +1,8 @@
 // mmdet's ExpMomentumEMAHook update over lists of tensors.
 #include "checks.h"
-#include "device.h"
+#include "register.h"
 
-namespace yolox_ops::device {
+namespace yolox_ops::npu {
 
 void ema_update_(at::TensorList average, at::TensorList value, double momentum) {
   check_ema_update(average, value, momentum);
@@ -10,8 +10,8 @@ void ema_update_(at::TensorList average, at::TensorList value, double momentum) 
   at::_foreach_add_(average, value, momentum);
 }
 
-}  // namespace yolox_ops::device
+}  // namespace yolox_ops::npu
 
 namespace yolox_ops {
-YOLOX_OPS_REGISTER_DEVICE(ema_update_)
+YOLOX_OPS_REGISTER_NPU(ema_update_)
 }  // namespace yolox_ops

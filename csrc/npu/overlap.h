@@ -3,9 +3,9 @@
 #pragma once
 #include <vector>
 
-#include "device.h"
+#include "register.h"
 
-namespace yolox_ops::device {
+namespace yolox_ops::npu {
 namespace {
 
 inline at::Tensor product(const at::Tensor& sides) { return sides.select(-1, 0) * sides.select(-1, 1); }
@@ -25,4 +25,4 @@ inline at::Tensor union_area(const at::Tensor& a1, const at::Tensor& a2, const a
 }
 
 }  // namespace
-}  // namespace yolox_ops::device
+}  // namespace yolox_ops::npu

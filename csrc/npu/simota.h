@@ -4,10 +4,10 @@
 #include <vector>
 
 #include "checks.h"
-#include "device.h"
 #include "overlap.h"
+#include "register.h"
 
-namespace yolox_ops::device {
+namespace yolox_ops::npu {
 namespace {
 
 constexpr double kOutside = 100000.0;
@@ -17,11 +17,11 @@ struct Costs {
   at::Tensor inside;     // [2, B, G, P]: in the box, in the centre region
 };
 
-// scores [B, P, C], priors [P, 4], boxes [B, P, 4], gts [B, G, 4], all float32 and contiguous; labels [B, G].
+// scores [B, P, C], centers [P, 4], boxes [B, P, 4], gts [B, G, 4], float32 and contiguous; labels [B, G].
 // A label outside [0, C), which only a wait would reveal, is read as the nearest one. A cost that is NaN or
 // infinite becomes `infinite`. Every line is a launch or two: what is computed together is stacked, and a
 // temporary is changed in place.
-inline Costs simota_costs(const at::Tensor& scores, const at::Tensor& priors, const at::Tensor& boxes,
+inline Costs simota_costs(const at::Tensor& scores, const at::Tensor& centers, const at::Tensor& boxes,
                           const at::Tensor& gts, const at::Tensor& labels, double center_radius,
                           double cls_weight, double iou_weight, double infinite) {
   Costs out;
@@ -30,11 +30,11 @@ inline Costs simota_costs(const at::Tensor& scores, const at::Tensor& priors, co
   const at::Tensor gt1 = gt.narrow(-1, 0, 2), gt2 = gt.narrow(-1, 2, 2);
   const at::Tensor box1 = box.narrow(-1, 0, 2), box2 = box.narrow(-1, 2, 2);
 
-  const at::Tensor xy = priors.narrow(1, 0, 2), stride = priors.narrow(1, 2, 2);
-  const at::Tensor center = gts.view({batch, num_gts, 2, 2}).mean(2).unsqueeze(2);
+  const at::Tensor xy = centers.narrow(1, 0, 2), stride = centers.narrow(1, 2, 2);
+  const at::Tensor gt_center = gts.view({batch, num_gts, 2, 2}).mean(2).unsqueeze(2);
   const std::vector<int64_t> all{batch, num_gts, num_priors, 2};
-  const at::Tensor lower = at::stack({gt1.expand(all), at::sub(center, stride, center_radius)});
-  const at::Tensor upper = at::stack({gt2.expand(all), at::add(center, stride, center_radius)});
+  const at::Tensor lower = at::stack({gt1.expand(all), at::sub(gt_center, stride, center_radius)});
+  const at::Tensor upper = at::stack({gt2.expand(all), at::add(gt_center, stride, center_radius)});
   out.inside = ((xy > lower) & (xy < upper)).all(-1);  // strict, and a NaN is outside
 
   const at::Tensor inter = intersection(box1, box2, gt1, gt2);
@@ -54,4 +54,4 @@ inline Costs simota_costs(const at::Tensor& scores, const at::Tensor& priors, co
 }
 
 }  // namespace
-}  // namespace yolox_ops::device
+}  // namespace yolox_ops::npu

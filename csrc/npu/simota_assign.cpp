@@ -5,7 +5,7 @@
 
 #include "simota.h"
 
-namespace yolox_ops::device {
+namespace yolox_ops::npu {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -37,19 +37,19 @@ void keep_every(const Costs& costs, const at::Tensor& own, at::Tensor& gt_index,
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const at::Tensor& priors,
+std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const at::Tensor& centers,
                                                  const at::Tensor& boxes, const at::Tensor& gt_boxes,
                                                  const at::Tensor& gt_labels, const at::Tensor& num_gts,
                                                  double center_radius, int64_t candidate_topk,
                                                  double cls_weight, double iou_weight, bool keep_every_gt) {
-  check_simota_assign(scores, priors, boxes, gt_boxes, gt_labels, num_gts, candidate_topk, cls_weight,
+  check_simota_assign(scores, centers, boxes, gt_boxes, gt_labels, num_gts, candidate_topk, cls_weight,
                       iou_weight);
   const int64_t batch = scores.size(0), num_priors = scores.size(1), padded = gt_boxes.size(1);
   const auto floats = scores.options().dtype(at::kFloat);
   if (!batch || !num_priors || !padded) {
     return {at::full({batch, num_priors}, -1, gt_labels.options()), at::zeros({batch, num_priors}, floats)};
   }
-  const Costs costs = simota_costs(as_float(scores), as_float(priors), as_float(boxes), as_float(gt_boxes),
+  const Costs costs = simota_costs(as_float(scores), as_float(centers), as_float(boxes), as_float(gt_boxes),
                                    gt_labels, center_radius, cls_weight, iou_weight, kDear);
   const at::Tensor valid = (at::arange(padded, num_gts.options()) < num_gts.unsqueeze(1)).unsqueeze(2);
   const at::Tensor own = costs.inside.any(0) & valid;
@@ -73,8 +73,8 @@ std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const
   return {gt_index, iou};
 }
 
-}  // namespace yolox_ops::device
+}  // namespace yolox_ops::npu
 
 namespace yolox_ops {
-YOLOX_OPS_REGISTER_DEVICE(simota_assign)
+YOLOX_OPS_REGISTER_NPU(simota_assign)
 }  // namespace yolox_ops

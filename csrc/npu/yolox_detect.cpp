@@ -3,9 +3,9 @@
 #include <tuple>
 
 #include "checks.h"
-#include "device.h"
+#include "register.h"
 
-namespace yolox_ops::device {
+namespace yolox_ops::npu {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> yolox_detect(const at::Tensor& cls_logits,
                                                             const at::Tensor& obj_logits,
@@ -29,8 +29,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> yolox_detect(const at::Tensor& cl
   return {back.narrow(-1, 0, 5).contiguous(), back.select(-1, 5).to(at::kLong), counts};
 }
 
-}  // namespace yolox_ops::device
+}  // namespace yolox_ops::npu
 
 namespace yolox_ops {
-YOLOX_OPS_REGISTER_DEVICE(yolox_detect)
+YOLOX_OPS_REGISTER_NPU(yolox_detect)
 }  // namespace yolox_ops

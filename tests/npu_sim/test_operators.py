@@ -73,7 +73,7 @@ def same_assignment(case, ours, theirs):
     for b, prior in (ours[0] != theirs[0]).nonzero().tolist():
         n = int(case["num_gts"][b])
         cost, _ = reference.simota_cost(
-            case["scores"][b], case["priors"], case["boxes"][b], case["gt_boxes"][b, :n], case["gt_labels"][b, :n]
+            case["scores"][b], case["centers"], case["boxes"][b], case["gt_boxes"][b, :n], case["gt_labels"][b, :n]
         )
         for owner in {int(ours[0][b, prior]), int(theirs[0][b, prior])} - {-1}:
             rivals = torch.cat([cost[:, owner], cost[prior]])
@@ -89,7 +89,7 @@ def same_assignment(case, ours, theirs):
 def test_simota(situation, kind, gts, keep_every_gt):
     case = situation(gts, gts=gts, size=128, kind=kind, batch=3)
     case["num_gts"][0] = gts // 2
-    image = {k: v if k == "priors" else v[1] for k, v in case.items() if k != "num_gts"}
+    image = {k: v if k == "centers" else v[1] for k, v in case.items() if k != "num_gts"}
     ours, theirs = yolox_ops.simota_cost(**on_npu(image)), yolox_ops.simota_cost(**image)
     torch.testing.assert_close(on_cpu(ours), theirs, rtol=1e-5, atol=2e-3)
     moved = on_npu(case)

@@ -28,7 +28,7 @@ def calls():
     xy = rand(2000, 2) * 600
     boxes = torch.cat([xy, xy + rand(2000, 2) * 99 + 1], 1)
     near = boxes[:300] + rand(300, 4) * 20
-    priors = torch.cat([xy, torch.full((2000, 2), 16.0)], 1)
+    centers = torch.cat([xy, torch.full((2000, 2), 16.0)], 1)
     scores, labels = rand(2000, 21), torch.from_numpy(rng.integers(0, 21, 2000))
     gts, gt_labels = near[:20], labels[:20]
     logits = ((rand(2, 2000, 21) - 0.6) * 12, (rand(2, 2000) - 0.4) * 12, boxes.repeat(2, 1, 1))
@@ -47,8 +47,8 @@ def calls():
         ops.ema_update_([changed], [other], 0.3)
         return [changed]
 
-    batch = (scores[None], priors, boxes[None], gts[None], gt_labels[None], torch.tensor([20]))
-    yield "simota_cost", lambda: ops.simota_cost(scores, priors, boxes, gts, gt_labels)
+    batch = (scores[None], centers, boxes[None], gts[None], gt_labels[None], torch.tensor([20]))
+    yield "simota_cost", lambda: ops.simota_cost(scores, centers, boxes, gts, gt_labels)
     yield "simota_assign", lambda: ops.simota_assign(*batch)
     for dtype in DTYPES:
         yield f"batched_nms {dtype}", lambda t=dtype: [ops.batched_nms(boxes.to(t), scores[:, 0].to(t), labels, 0.5)]

@@ -1,17 +1,18 @@
 import random
 
+import parity
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolox_ops import reference, simota_assign, simota_cost
+from yolox_ops import SimOTAParameters, reference, simota_assign, simota_cost
 
 KINDS = ("trained", "untrained", "strange", "ties")
 
 
 def one_image(case):
-    return {k: v if k == "priors" else v[0] for k, v in case.items() if k != "num_gts"}
+    return {k: v if k == "centers" else v[0] for k, v in case.items() if k != "num_gts"}
 
 
 WEIGHTS = {
@@ -20,23 +21,6 @@ WEIGHTS = {
     "cls_weight": [0.0, 0.5, 1.0, 3.0],
     "iou_weight": [0.0, 1.0, 3.0, 5.0],
 }
-
-
-def is_tied(case, weights, prior):
-    """Whether chance may decide about a prior of the first image: for some gt it costs just what the last prior taken
-    and the first one left cost, or its two cheapest gts cost the same."""
-    image = {**one_image(case), **{k: v for k, v in weights.items() if k != "candidate_topk"}}
-    cost, iou = reference.simota_cost(**image)
-    regions = reference._regions(case["priors"], case["gt_boxes"][0], weights["center_radius"])
-    candidates = (regions[0] | regions[1]).any(1)
-    taken = [max(int(column.sort(descending=True).values[: weights["candidate_topk"]].sum()), 1)
-             for column in iou[candidates].T]  # fmt: skip
-    for g, k in enumerate(taken):
-        ordered = cost[candidates, g].sort().values
-        if k < len(ordered) and ordered[k - 1] == ordered[k] == cost[prior, g]:
-            return True
-    cheapest = cost[prior].sort().values
-    return len(cheapest) > 1 and bool(cheapest[0] == cheapest[1])
 
 
 def assert_equal(ours, theirs):
@@ -89,7 +73,7 @@ def stock_assignment(case, weights):
     """MMDetection's own, in the form of simota_assign, of the first image."""
     assigners = pytest.importorskip("mmdet.core.bbox.assigners.sim_ota_assigner")
     stock = assigners.SimOTAAssigner(**weights)._assign(**{
-        "pred_scores": case["scores"][0], "priors": case["priors"], "decoded_bboxes": case["boxes"][0],
+        "pred_scores": case["scores"][0], "priors": case["centers"], "decoded_bboxes": case["boxes"][0],
         "gt_bboxes": case["gt_boxes"][0], "gt_labels": case["gt_labels"][0],
     })  # fmt: skip
     return stock.gt_inds[None] - 1, torch.where(stock.gt_inds > 0, stock.max_overlaps, 0.0)[None]
@@ -111,8 +95,8 @@ def test_equals_mmdet_whatever_the_weights(situation, count):
         ours, theirs = simota_assign(**case, **weights), stock_assignment(case, weights)
         same = ours[0] == theirs[0]
         torch.testing.assert_close(ours[1][same], theirs[1][same], rtol=1e-6, atol=1e-6)
-        for prior in (~same[0]).nonzero()[:, 0].tolist():
-            assert is_tied(case, weights, prior), (prior, weights)
+        verdict = parity.compare("simota_assign", (*case.values(), *SimOTAParameters(**weights)), ours, theirs)
+        assert not verdict.problems, (verdict.problems, weights)
 
 
 @pytest.fixture
@@ -142,7 +126,7 @@ def test_equal_costs_take_the_lowest_indices(situation):
     case["boxes"][0, :] = torch.tensor([8.0, 8.0, 88.0, 88.0])
     case["scores"].fill_(0.5)
     gt_index, _ = simota_assign(**case)
-    both = torch.stack(reference._regions(case["priors"], case["gt_boxes"][0], 2.5)).all(0)[:, 0]
+    both = torch.stack(reference._regions(case["centers"], case["gt_boxes"][0], 2.5)).all(0)[:, 0]
     assert (gt_index[0] == 0).nonzero().squeeze(1).tolist() == both.nonzero().squeeze(1)[:10].tolist()
     assert not (gt_index == 1).any()
 
@@ -164,7 +148,7 @@ def test_every_gt_keeps_a_positive_on_demand(situation, seed, gts, kind):
     stock, _ = simota_assign(**case)
     assert (ours[0][stock >= 0] == stock[stock >= 0]).all()  # nobody loses a prior by it
     for b in range(2):
-        in_box, in_center = reference._regions(case["priors"], case["gt_boxes"][b], 2.5)
+        in_box, in_center = reference._regions(case["centers"], case["gt_boxes"][b], 2.5)
         for g in range(gts):
             own = (in_box | in_center)[:, g]
             assert (ours[0][b] == g).any() or not (own & (ours[0][b] < 0)).any()
@@ -178,7 +162,7 @@ def test_a_gt_whose_priors_all_go_to_another(rivals):
     assert (gt_index[0] == 1).sum() == 10
     [rescued] = (gt_index[0] == 0).nonzero()[:, 0].tolist()
     assert iou[0, rescued] == 1
-    both = torch.stack(reference._regions(case["priors"], case["gt_boxes"][0], 2.5)).all(0)[:, 0].nonzero()[:, 0]
+    both = torch.stack(reference._regions(case["centers"], case["gt_boxes"][0], 2.5)).all(0)[:, 0].nonzero()[:, 0]
     assert rescued == both[10]  # the cheapest that is left, all costs in box and centre being equal
 
 
@@ -217,7 +201,7 @@ def test_layouts_dtypes_threads_and_gradient(situation):
 def test_opcheck(situation):
     case = situation(4, gts=3, size=64, batch=2)
     ops = torch.ops.yolox_ops
-    torch.library.opcheck(ops.simota_assign.default, (*case.values(), 2.5, 10, 1.0, 3.0))
+    torch.library.opcheck(ops.simota_assign.default, (*case.values(), *SimOTAParameters()))
     torch.library.opcheck(ops.simota_cost.default, (*one_image(case).values(), 2.5, 1.0, 3.0))
 
 
@@ -232,7 +216,7 @@ def test_compiles_as_one_graph(situation):
     ("name", "value", "error", "message"),
     [
         ("scores", torch.zeros(84, 80), ValueError, r"scores must be \[B, P, C\], got \[84, 80\]"),
-        ("priors", torch.zeros(80, 4), ValueError, r"priors must be \[84, 4\], got \[80, 4\]"),
+        ("centers", torch.zeros(80, 4), ValueError, r"centers must be \[84, 4\], got \[80, 4\]"),
         ("boxes", torch.zeros(1, 84, 5), ValueError, r"boxes must be \[1, 84, 4\], got \[1, 84, 5\]"),
         ("gt_boxes", torch.zeros(1, 3, 5), ValueError, r"gt_boxes must be \[1, G, 4\], got \[1, 3, 5\]"),
         ("gt_labels", torch.tensor([[0, 80, 1]]), ValueError, r"gt_labels must be in \[0, 80\), got 80"),

@@ -133,7 +133,7 @@ def test_assign_result_has_the_fields_of_stock(situation):
         case = situation(7, gts=gts, size=320)
         case["gt_boxes"].mul_(0.5)  # leaves priors that belong to nobody
         arguments = (
-            case["scores"][0], case["priors"], case["boxes"][0], case["gt_boxes"][0], case["gt_labels"][0]
+            case["scores"][0], case["centers"], case["boxes"][0], case["gt_boxes"][0], case["gt_labels"][0]
         )  # fmt: skip
         a, b = stock.assign(*arguments), ours.assign(*arguments)
         assert a.num_gts == b.num_gts
@@ -147,7 +147,7 @@ def test_assign_result_has_the_fields_of_stock(situation):
 def assigner_arguments(situation, gts=20):
     case = situation(7, gts=gts, size=320)
     return {
-        "pred_scores": case["scores"][0], "priors": case["priors"], "decoded_bboxes": case["boxes"][0],
+        "pred_scores": case["scores"][0], "priors": case["centers"], "decoded_bboxes": case["boxes"][0],
         "gt_bboxes": case["gt_boxes"][0].round(), "gt_labels": case["gt_labels"][0],
     }  # fmt: skip
 

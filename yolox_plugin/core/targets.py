@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from yolox_ops import simota_assign
+from yolox_ops import SimOTAParameters, simota_assign
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -96,24 +96,20 @@ def assign(
     cls_logits: Tensor,
     obj_logits: Tensor,
     boxes: Tensor,
-    middles: Tensor,
+    centers: Tensor,
     gt_boxes: Sequence[Tensor],
     gt_labels: Sequence[Tensor],
-    center_radius: float = 2.5,
-    candidate_topk: int = 10,
-    cls_weight: float = 1.0,
-    iou_weight: float = 3.0,
-    keep_every_gt: bool = False,
+    parameters: SimOTAParameters,
     bucketed: bool = False,
 ) -> Assignment:
     """SimOTA as in mmdet's `YOLOXHead._get_target_single`, all images in one operator call.
 
     Args:
         cls_logits: `[B, P, C]`. obj_logits: `[B, P]`. boxes: `[B, P, 4]` decoded (x1, y1, x2, y2), pixels.
-        middles: `[P, 4]` (x, y, stride_w, stride_h): the middles of the cells, where decoding has the corners.
+        centers: `[P, 4]` (cx, cy, stride_w, stride_h) of the priors' cells, where decoding has the corners.
         gt_boxes: for each image `[G, 4]` (x1, y1, x2, y2), pixels; G may differ and be 0.
         gt_labels: for each image `[G]` in [0, C), of any dtype.
-        center_radius, candidate_topk, cls_weight, iou_weight, keep_every_gt: see `yolox_ops.simota_assign`.
+        parameters: see `yolox_ops.simota_assign`.
         bucketed: pad by `pad_to_bucket`, as accelerators want it.
 
     Raises:
@@ -128,16 +124,12 @@ def assign(
         num_gts = torch.tensor([len(labels) for labels in gt_labels], device=boxes.device)
     gt_index, iou = simota_assign(
         cls_logits.sigmoid().mul_(obj_logits.sigmoid()[..., None]),
-        middles,
+        centers,
         boxes,
         padded_boxes,
         padded_labels,
         num_gts,
-        center_radius,
-        candidate_topk,
-        cls_weight,
-        iou_weight,
-        keep_every_gt,
+        *parameters,
     )
     return Assignment(gt_index, iou, padded_boxes, padded_labels)
 

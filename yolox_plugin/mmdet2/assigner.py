@@ -7,7 +7,7 @@ from mmdet.core.bbox.assigners import AssignResult
 from mmdet.core.bbox.assigners import SimOTAAssigner as StockSimOTAAssigner
 from torch import Tensor
 
-from yolox_ops import simota_assign
+from yolox_ops import SimOTAParameters, simota_assign
 
 from ..patches import has_own
 
@@ -25,6 +25,12 @@ class SimOTAAssigner(StockSimOTAAssigner):
     def __init__(self, *args: Any, keep_every_gt: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.keep_every_gt = keep_every_gt
+
+    @property
+    def parameters(self) -> SimOTAParameters:
+        return SimOTAParameters(
+            self.center_radius, self.candidate_topk, self.cls_weight, self.iou_weight, self.keep_every_gt
+        )
 
     def assign(
         self,
@@ -63,11 +69,7 @@ class SimOTAAssigner(StockSimOTAAssigner):
             _floating(gt_bboxes)[None],
             labels[None],
             counts,
-            center_radius=self.center_radius,
-            candidate_topk=self.candidate_topk,
-            cls_weight=self.cls_weight,
-            iou_weight=self.iou_weight,
-            keep_every_gt=self.keep_every_gt,
+            *self.parameters,
         )
         gt_index, iou = gt_index[0], iou[0]
         positive = gt_index >= 0

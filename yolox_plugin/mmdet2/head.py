@@ -34,10 +34,11 @@ def _priors(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Priors (x, y, stride_w, stride_h) and the middles of their cells, `[P, 4]` each, of levels of these sizes."""
+    """Priors (x, y, stride_w, stride_h), which are the corners of cells, and the cells' centers (cx, cy, stride_w,
+    stride_h), `[P, 4]` each, of levels of these sizes."""
     generator = MlvlPointGenerator(strides, offset)
     priors = torch.cat(generator.grid_priors(sizes, dtype, device, with_stride=True))
-    # Assignment looks at the middle of a cell, decoding starts from its corner.
+    # Assignment looks at the center of a cell, decoding starts from its corner.
     return priors, torch.cat([priors[:, :2] + priors[:, 2:] * 0.5, priors[:, 2:]], 1)
 
 
@@ -93,7 +94,7 @@ class YOLOXHead(StockYOLOXHead):
         box_preds: Tensor,
         obj_logits: Tensor,
         priors: Tensor,
-        middles: Tensor,
+        centers: Tensor,
         gt_bboxes: list[Tensor],
         gt_labels: list[Tensor],
         static_shapes: bool,
@@ -106,14 +107,10 @@ class YOLOXHead(StockYOLOXHead):
             cls_logits.detach(),
             obj_logits.detach(),
             boxes.detach(),
-            middles,
+            centers,
             gt_bboxes,
             gt_labels,
-            self.assigner.center_radius,
-            self.assigner.candidate_topk,
-            self.assigner.cls_weight,
-            self.assigner.iou_weight,
-            self.assigner.keep_every_gt,
+            self.assigner.parameters,
             bucketed=static_shapes,
         )
         if static_shapes:
@@ -215,7 +212,7 @@ class YOLOXHead(StockYOLOXHead):
         self, cls_scores: list[Tensor], bbox_preds: list[Tensor], objectnesses: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """All levels side by side: class logits [B, P, C], box predictions [B, P, 4], objectness logits [B, P], priors
-        and their cells' middles [P, 4]. In float32 at least: bfloat16 knows no pixel beyond 256."""
+        and their cells' centers [P, 4]. In float32 at least: bfloat16 knows no pixel beyond 256."""
         cls_logits, box_preds, obj_logits = (
             torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in levels], 1)
             for levels in (cls_scores, bbox_preds, objectnesses)
