@@ -18,7 +18,7 @@ demo: .venv/ready
 test: .venv/full test-npu
 	$(BIN)/pytest
 
-.venv-npu/ready: $(SOURCES) scripts/setup_npu_sim.sh tests/npu_sim/fake_cann.py $(wildcard yolox_ops/*.py yolox_plugin/*.py)
+.venv-npu/ready: $(SOURCES) scripts/setup_npu_sim.sh tests/npu_sim/fake_cann.py $(shell find yolox_ops yolox_plugin -name '*.py')
 	@bash scripts/setup_npu_sim.sh; status=$$?; \
 	  if [ $$status = 77 ]; then echo "SKIPPED: tests on a simulated NPU"; elif [ $$status != 0 ]; then exit $$status; else touch $@; fi
 

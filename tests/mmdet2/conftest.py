@@ -12,7 +12,6 @@ import pytest
 import torch
 from mmcv.runner import build_runner
 from mmdet.datasets import PIPELINES, build_dataloader, build_dataset
-from tiny import write_config
 
 import yolox_plugin  # noqa: F401  registers its classes
 from yolox_plugin.run.demo_data import CLASSES, make_dataset
@@ -48,20 +47,6 @@ def data_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("shapes") / "data"
     make_dataset(root, train=12, val=2)
     return root
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """A data set of shapes for whole trainings, which no test may change."""
-    root = tmp_path_factory.mktemp("trained") / "data"
-    make_dataset(root, train=16, val=5)
-    return root
-
-
-@pytest.fixture(scope="session")
-def config(data):
-    """A config file for it, of 20 epochs."""
-    return write_config(data.parent / "tiny.py", data, epochs=20)
 
 
 @pytest.fixture
