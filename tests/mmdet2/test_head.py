@@ -6,14 +6,16 @@ import torch.distributed as dist
 from batches import CONFIGS, batch, build
 from mmcv import Config, ConfigDict
 from mmcv.cnn.bricks import Swish
+from mmdet.core import MlvlPointGenerator
 from mmdet.core.bbox.assigners.sim_ota_assigner import SimOTAAssigner as StockAssigner
 from mmdet.models.dense_heads.yolox_head import YOLOXHead as StockHead
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from yolox_plugin.core.predictions import grid_priors
 from yolox_plugin.core.targets import bucket, constant
 from yolox_plugin.mmdet2.assigner import SimOTAAssigner
 from yolox_plugin.mmdet2.detector import FusedSwish
-from yolox_plugin.mmdet2.head import YOLOXHead, _priors
+from yolox_plugin.mmdet2.head import YOLOXHead
 
 
 def detector(name, *, stock):
@@ -98,7 +100,7 @@ def test_static_shapes_give_the_same_losses_and_gradients(heads, gts, iou_loss, 
     for static_shapes in (False, True):
         for tensor in (t for level in levels for t in level):
             tensor.grad = None
-        losses = head._batch_loss(*head._flatten(*levels), boxes, labels, static_shapes=static_shapes)
+        losses = head._batch_loss(head._flatten(*levels), boxes, labels, static_shapes=static_shapes)
         sum(losses.values()).backward()
         # mmdet's IoU of no boxes is cut off from them: None stands for 0.
         grads = [torch.zeros_like(t) if t.grad is None else t.grad for level in levels for t in level]
@@ -116,9 +118,7 @@ def test_losses_of_another_kind_are_asked_themselves(heads, monkeypatch):
     assert head._has_standard_losses()
     head.loss_bbox = torch.nn.L1Loss(reduction="sum")
     assert not head._has_standard_losses()
-    masked, gathered = (
-        head._batch_loss(*head._flatten(*levels), boxes, labels, static_shapes=s) for s in (True, False)
-    )
+    masked, gathered = (head._batch_loss(head._flatten(*levels), boxes, labels, static_shapes=s) for s in (True, False))
     torch.testing.assert_close(masked, gathered)
 
 
@@ -203,9 +203,9 @@ def test_the_head_takes_gts_of_any_type(heads, labels, coordinates, static_shape
     boxes = [b.round() for b in boxes]
     levels = predictions(4, boxes, classes, 320)
     flat = heads[1]._flatten(*levels)
-    expected = heads[1]._batch_loss(*flat, boxes, classes, static_shapes)
+    expected = heads[1]._batch_loss(flat, boxes, classes, static_shapes)
     given = [b.to(coordinates) for b in boxes], [c.to(labels) for c in classes]
-    torch.testing.assert_close(heads[1]._batch_loss(*flat, *given, static_shapes), expected)
+    torch.testing.assert_close(heads[1]._batch_loss(flat, *given, static_shapes), expected)
 
 
 @pytest.mark.parametrize("name", ["_bbox_decode", "_get_target_single", "_get_l1_target", "_bboxes_nms"])
@@ -235,8 +235,19 @@ def test_a_piece_of_the_head_that_somebody_replaces_is_asked(heads, monkeypatch,
     assert calls
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("offset", [0, 0.5])
+def test_priors_are_mmdets(offset, dtype):
+    strides, sizes = [(8, 8), (16, 12), (32, 32)], ((5, 7), (3, 4), (1, 2))
+    stock = MlvlPointGenerator(strides, offset).grid_priors(list(sizes), dtype, "cpu", with_stride=True)
+    priors, centers = grid_priors(tuple(strides), offset, sizes, dtype, torch.device("cpu"))
+    assert priors.dtype == dtype
+    assert torch.equal(priors, torch.cat(stock))
+    assert torch.equal(centers[:, :2], priors[:, :2] + priors[:, 2:] / 2)
+    assert torch.equal(centers[:, 2:], priors[:, 2:])
+
+
 def test_priors_of_somebody_else_are_asked_for(heads):
-    from mmdet.core import MlvlPointGenerator
 
     _, boxes, labels = batch(5, (12, 40), 320)
     levels = predictions(6, boxes, labels, 320)
@@ -261,14 +272,14 @@ def test_an_evaluation_in_inference_mode_does_not_spoil_training(heads):
     """What it makes and keeps, training would refuse: "Inference tensors cannot be saved for backward"."""
     head = heads[1]
     size = 352  # that no other test has used
-    _priors.kept.cache_clear(), constant.kept.cache_clear()
+    grid_priors.kept.cache_clear(), constant.kept.cache_clear()
     _, boxes, labels = batch(3, (10, 3), size)
     levels = predictions(4, boxes, labels, size)
     with torch.inference_mode():
         head.get_bboxes(*levels, img_metas=[{"scale_factor": 1.0}] * 2)
-        head._batch_loss(*head._flatten(*levels), boxes, labels, static_shapes=True)
+        head._batch_loss(head._flatten(*levels), boxes, labels, static_shapes=True)
     losses, _ = losses_and_gradients(head, levels, boxes, labels)
-    masked = head._batch_loss(*head._flatten(*levels), boxes, labels, static_shapes=True)
+    masked = head._batch_loss(head._flatten(*levels), boxes, labels, static_shapes=True)
     sum(masked.values()).backward()
     torch.testing.assert_close(masked, losses, rtol=1e-5, atol=1e-6)
 
@@ -276,7 +287,7 @@ def test_an_evaluation_in_inference_mode_does_not_spoil_training(heads):
 def test_fake_tensors_are_not_kept(heads):
     """As torch.export and estimators of memory make them."""
     head = heads[1]
-    _priors.kept.cache_clear(), constant.kept.cache_clear()
+    grid_priors.kept.cache_clear(), constant.kept.cache_clear()
     _, boxes, labels = batch(3, (10, 3), 320)
     with FakeTensorMode():
         levels = [[torch.zeros(1, c, 320 // stride, 320 // stride) for stride in (8, 16, 32)] for c in (80, 4, 1)]
@@ -331,7 +342,7 @@ def test_what_is_kept_for_later_is_bounded(heads):
         levels = [[torch.zeros(1, c, i, i)] * 3 for c in (80, 4, 1)]
         heads[1]._flatten(*levels)
         constant((i,), torch.float32, torch.device("cpu"))
-    assert max(made.kept.cache_info().currsize for made in (_priors, constant)) == 32
+    assert max(made.kept.cache_info().currsize for made in (grid_priors, constant)) == 32
 
 
 @pytest.fixture

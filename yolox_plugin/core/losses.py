@@ -1,4 +1,6 @@
-"""YOLOX's losses for a whole batch in shapes that depend on no result. Needs torch and yolox_ops only."""
+"""YOLOX's losses for a whole batch: at the positives, or in shapes that depend on no result."""
+
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -6,28 +8,57 @@ from torch import Tensor
 
 from yolox_ops import box_iou
 
-from .targets import Assignment, constant
+from .predictions import Predictions
+from .targets import Assignment, constant, gather_targets
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def l1_targets(boxes: Tensor, priors: Tensor) -> Tensor:
+    """What `box_preds` would be for boxes (x1, y1, x2, y2), as mmdet's `YOLOXHead._get_l1_target` has it."""
+    center, size = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+    return torch.cat([(center - priors[..., :2]) / priors[..., 2:], torch.log(size / priors[..., 2:] + 1e-8)], -1)
+
+
+def gathered_losses(
+    predictions: Predictions, boxes: Tensor, assignment: Assignment, losses: Mapping[str, Loss]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The losses of mmdet's `YOLOXHead.loss`, not yet divided by the number of positives, and that number.
+
+    Args:
+        boxes: `[B, P, 4]` decoded (x1, y1, x2, y2), pixels.
+        assignment: from `targets.assign`.
+        losses: of predictions and targets, by mmdet's names: "loss_cls", "loss_bbox", "loss_obj" and, where it is
+            wanted, "loss_l1".
+    """
+    targets = gather_targets(assignment, predictions.cls_logits.shape[2])
+    positives = targets.positives
+    found = {
+        "loss_cls": losses["loss_cls"](predictions.cls_logits.flatten(0, 1)[positives], targets.classes),
+        "loss_bbox": losses["loss_bbox"](boxes.flatten(0, 1)[positives], targets.boxes),
+        "loss_obj": losses["loss_obj"](predictions.obj_logits.view(-1, 1), targets.objectness),
+    }
+    if "loss_l1" in losses:
+        wanted = l1_targets(targets.boxes, predictions.priors[positives % len(predictions.priors)])
+        found["loss_l1"] = losses["loss_l1"](predictions.box_preds.flatten(0, 1)[positives], wanted)
+    return found, torch.tensor(len(positives), dtype=torch.float, device=boxes.device)
 
 
 def masked_losses(
-    cls_logits: Tensor,
-    box_preds: Tensor,
-    obj_logits: Tensor,
+    predictions: Predictions,
     boxes: Tensor,
-    priors: Tensor,
     assignment: Assignment,
     iou_mode: str = "square",
     iou_eps: float = 1e-16,
     use_l1: bool = False,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The loss sums of mmdet's `YOLOXHead.loss`, over all priors with a mask instead of over the positives.
+    """The sums of mmdet's standard losses, over all priors with a mask instead of over the positives.
 
     Nothing here waits for the device or has a shape that depends on a result, which is what an accelerator wants. On a
     CPU, gathering the positives is faster.
 
     Args:
-        cls_logits: `[B, P, C]`. box_preds: `[B, P, 4]`, not decoded. obj_logits: `[B, P]`.
-        boxes: `[B, P, 4]` decoded (x1, y1, x2, y2), pixels. priors: `[P, 4]` (x, y, stride_w, stride_h).
+        boxes: `[B, P, 4]` decoded (x1, y1, x2, y2), pixels.
         assignment: from `targets.assign`.
         iou_mode, iou_eps: mmdet's `IoULoss(mode, eps)`.
         use_l1: add `loss_l1`.
@@ -35,6 +66,7 @@ def masked_losses(
     Returns:
         The sums by mmdet's names, with neither loss weights nor division by the number of positives, and that number.
     """
+    cls_logits, box_preds, obj_logits, priors, _ = predictions
     gt_index, iou, gt_boxes, gt_labels = assignment
     positive = gt_index >= 0
     mask = positive.to(cls_logits.dtype)
@@ -57,7 +89,5 @@ def masked_losses(
         "loss_obj": F.binary_cross_entropy_with_logits(obj_logits, mask, reduction="sum"),
     }
     if use_l1:
-        center, size = (wanted[..., :2] + wanted[..., 2:]) / 2, wanted[..., 2:] - wanted[..., :2]
-        offsets = torch.cat([(center - priors[:, :2]) / priors[:, 2:], torch.log(size / priors[:, 2:] + 1e-8)], -1)
-        losses["loss_l1"] = (box_preds - offsets).masked_fill(~inside, 0).abs().sum()
+        losses["loss_l1"] = (box_preds - l1_targets(wanted, priors)).masked_fill(~inside, 0).abs().sum()
     return losses, mask.sum()

@@ -33,15 +33,6 @@ class Targets(NamedTuple):
     boxes: Tensor  # [N, 4] (x1, y1, x2, y2), pixels
 
 
-def decode(box_preds: Tensor, priors: Tensor) -> Tensor:
-    """Boxes `[B, P, 4]` (x1, y1, x2, y2) of predictions `[B, P, 4]` for priors `[P, 4]` (x, y, stride_w, stride_h), to
-    the bit as mmdet's `YOLOXHead._bbox_decode`, in fewer steps."""
-    corner, stride = priors[:, :2], priors[:, 2:]
-    center = box_preds[..., :2] * stride + corner
-    size = box_preds[..., 2:].exp() * stride
-    return torch.cat([center.sub(size, alpha=0.5), center.add(size, alpha=0.5)], -1)  # a half is exact
-
-
 def carry(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on the device, without waiting for either: only pinned memory is copied behind the host's back."""
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -167,7 +167,7 @@ class CocoDataset(StockCocoDataset, TrainingPart):
         return found
 
     def evaluate_det_segm(self, *args: Any, **kwargs: Any) -> Any:
-        """See the stock class; with `yolox_plugin.coco_eval` in the place of pycocotools' class."""
+        """See the stock class; with `core.coco_eval` in the place of pycocotools' class."""
         theirs = mmdet.datasets.coco.COCOeval
         if theirs is StockCOCOeval:
             mmdet.datasets.coco.COCOeval = COCOeval

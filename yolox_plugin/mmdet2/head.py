@@ -13,10 +13,9 @@ from mmdet.models.dense_heads import YOLOXHead as StockYOLOXHead
 from mmdet.models.losses import CrossEntropyLoss, IoULoss, L1Loss
 from torch import Tensor
 
-from yolox_ops import yolox_detect
-
-from ..core.losses import masked_losses
-from ..core.targets import assign, carry, constant, decode, gather_targets, remembered
+from ..core.losses import gathered_losses, masked_losses
+from ..core.predictions import Predictions, decode, detect, flatten
+from ..core.targets import assign, carry, constant
 from ..patches import has_own
 from .assigner import is_plain
 
@@ -24,22 +23,6 @@ _PREDICTIONS = ("cls_scores", "bbox_preds", "objectnesses")
 # What a subclass may put something else in the place of, or a patch: the code for whole batches does not ask them.
 _LOSS_PIECES = ("_bbox_decode", "_get_target_single", "_get_l1_target")
 _DETECTION_PIECES = ("_bbox_decode", "_bboxes_nms")
-
-
-@remembered  # they change with the image size, of which multi-scale training has about ten
-def _priors(
-    strides: tuple[tuple[int, int], ...],
-    offset: float,
-    sizes: tuple[tuple[int, ...], ...],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Priors (x, y, stride_w, stride_h), which are the corners of cells, and the cells' centers (cx, cy, stride_w,
-    stride_h), `[P, 4]` each, of levels of these sizes."""
-    generator = MlvlPointGenerator(strides, offset)
-    priors = torch.cat(generator.grid_priors(sizes, dtype, device, with_stride=True))
-    # Assignment looks at the center of a cell, decoding starts from its corner.
-    return priors, torch.cat([priors[:, :2] + priors[:, 2:] * 0.5, priors[:, 2:]], 1)
 
 
 class YOLOXHead(StockYOLOXHead):
@@ -72,7 +55,7 @@ class YOLOXHead(StockYOLOXHead):
         ):
             with torch.autocast(cls_scores[0].device.type, enabled=False):
                 losses = self._batch_loss(
-                    *self._flatten(cls_scores, bbox_preds, objectnesses),
+                    self._flatten(cls_scores, bbox_preds, objectnesses),
                     gt_bboxes,
                     gt_labels,
                     static_shapes=cls_scores[0].device.type != "cpu",
@@ -89,25 +72,17 @@ class YOLOXHead(StockYOLOXHead):
         return {name: loss if loss.requires_grad else loss + nothing for name, loss in losses.items()}
 
     def _batch_loss(
-        self,
-        cls_logits: Tensor,
-        box_preds: Tensor,
-        obj_logits: Tensor,
-        priors: Tensor,
-        centers: Tensor,
-        gt_bboxes: list[Tensor],
-        gt_labels: list[Tensor],
-        static_shapes: bool,
+        self, predictions: Predictions, gt_bboxes: list[Tensor], gt_labels: list[Tensor], static_shapes: bool
     ) -> dict[str, Tensor]:
-        """The losses from flattened predictions; by masks if `static_shapes`, else at the positives alone."""
-        boxes = decode(box_preds, priors)
+        """The losses; by masks if `static_shapes`, else at the positives alone."""
+        boxes = decode(predictions.box_preds, predictions.priors)
         # An accelerator waits for nothing if shapes are static; losses of a config's own choice are asked as they are.
         static_shapes = static_shapes and self._has_standard_losses()
         assignment = assign(
-            cls_logits.detach(),
-            obj_logits.detach(),
+            predictions.cls_logits.detach(),
+            predictions.obj_logits.detach(),
             boxes.detach(),
-            centers,
+            predictions.centers,
             gt_bboxes,
             gt_labels,
             self.assigner.parameters,
@@ -115,38 +90,17 @@ class YOLOXHead(StockYOLOXHead):
         )
         if static_shapes:
             losses, count = masked_losses(
-                cls_logits,
-                box_preds,
-                obj_logits,
-                boxes,
-                priors,
-                assignment,
-                self.loss_bbox.mode,
-                self.loss_bbox.eps,
-                self.use_l1,
+                predictions, boxes, assignment, self.loss_bbox.mode, self.loss_bbox.eps, self.use_l1
             )
             weights = constant(
                 tuple(float(getattr(self, name).loss_weight) for name in losses), count.dtype, count.device
             )
             scaled = torch.stack(list(losses.values())) * (weights / reduce_mean(count).clamp(min=1.0))
-            losses = dict(zip(losses, scaled.unbind(), strict=True))
-        else:
-            targets = gather_targets(assignment, self.num_classes)
-            positives = targets.positives
-            count = torch.tensor(len(positives), dtype=torch.float, device=boxes.device)
-            losses = {
-                "loss_cls": self.loss_cls(cls_logits.flatten(0, 1)[positives], targets.classes),
-                "loss_bbox": self.loss_bbox(boxes.flatten(0, 1)[positives], targets.boxes),
-                "loss_obj": self.loss_obj(obj_logits.view(-1, 1), targets.objectness),
-            }
-            if self.use_l1:
-                l1_targets = self._get_l1_target(
-                    torch.empty_like(targets.boxes), targets.boxes, priors[positives % len(priors)]
-                )
-                losses["loss_l1"] = self.loss_l1(box_preds.flatten(0, 1)[positives], l1_targets)
-            num_total_samples = reduce_mean(count).clamp(min=1.0)
-            losses = {name: loss / num_total_samples for name, loss in losses.items()}
-        return losses
+            return dict(zip(losses, scaled.unbind(), strict=True))
+        names = ("loss_cls", "loss_bbox", "loss_obj", *(["loss_l1"] if self.use_l1 else []))
+        losses, count = gathered_losses(predictions, boxes, assignment, {name: getattr(self, name) for name in names})
+        num_total_samples = reduce_mean(count).clamp(min=1.0)
+        return {name: loss / num_total_samples for name, loss in losses.items()}
 
     def _has_standard_losses(self) -> bool:
         """Whether the losses are of the kinds that `masked_losses` knows, with whatever weights."""
@@ -191,35 +145,20 @@ class YOLOXHead(StockYOLOXHead):
                 cls_scores, bbox_preds, objectnesses, img_metas, cfg, rescale, with_nms
             )
             return stock
-        cls_logits, box_preds, obj_logits, priors, _ = self._flatten(cls_scores, bbox_preds, objectnesses)
-        boxes = decode(box_preds, priors)
+        factors = None
         if rescale:
             assert img_metas is not None
-            factors = torch.tensor(np.array([meta["scale_factor"] for meta in img_metas]), dtype=boxes.dtype)
-            boxes = boxes / carry(factors, boxes.device)[:, None]
-        max_num = cfg.nms.get("max_num", -1)
-        detections, labels, counts = yolox_detect(
-            cls_logits,
-            obj_logits,
-            boxes,
+            scales = np.array([meta["scale_factor"] for meta in img_metas])
+            factors = torch.tensor(scales, dtype=torch.promote_types(bbox_preds[0].dtype, torch.float32))
+            factors = carry(factors, bbox_preds[0].device)
+        return detect(
+            self._flatten(cls_scores, bbox_preds, objectnesses),
             cfg.score_thr,
             cfg.nms["iou_threshold"],
-            min(max_num, len(priors)) if max_num > 0 else len(priors),
+            cfg.nms.get("max_num", -1),
+            factors,
         )
-        return [(detections[i, :n], labels[i, :n]) for i, n in enumerate(counts.tolist())]
 
-    def _flatten(
-        self, cls_scores: list[Tensor], bbox_preds: list[Tensor], objectnesses: list[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """All levels side by side: class logits [B, P, C], box predictions [B, P, 4], objectness logits [B, P], priors
-        and their cells' centers [P, 4]. In float32 at least: bfloat16 knows no pixel beyond 256."""
-        cls_logits, box_preds, obj_logits = (
-            torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in levels], 1)
-            for levels in (cls_scores, bbox_preds, objectnesses)
-        )
-        if cls_logits.dtype in (torch.float16, torch.bfloat16):
-            cls_logits, box_preds, obj_logits = cls_logits.float(), box_preds.float(), obj_logits.float()
-        sizes = tuple(tuple(level.shape[2:]) for level in cls_scores)
+    def _flatten(self, cls_scores: list[Tensor], bbox_preds: list[Tensor], objectnesses: list[Tensor]) -> Predictions:
         generator = self.prior_generator
-        priors = _priors(tuple(generator.strides), generator.offset, sizes, cls_logits.dtype, cls_logits.device)
-        return cls_logits, box_preds, obj_logits.squeeze(2), *priors
+        return flatten(cls_scores, bbox_preds, objectnesses, generator.strides, generator.offset)

@@ -20,7 +20,7 @@ class YOLOXModeSwitchHook(StockModeSwitchHook):
     asks for one epoch by `==`: it begins an epoch too early and never after a resume (open-mmlab/mmdetection#7284,
     #10116).
 
-    Living workers hear of it through the data set (`yolox_plugin.dataset.MultiImageMixDataset`); none is restarted.
+    Living workers hear of it through the data set (`MultiImageMixDataset`); none is restarted.
     """
 
     def __init__(
