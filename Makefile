@@ -13,7 +13,7 @@ BIN := .venv/bin
 	@touch $@
 
 demo: .venv/ready
-	$(BIN)/python -m yolox_plugin.run.demo
+	$(BIN)/python -m yolox_plugin.demo
 
 # Up to four tests at once, as most wait for a process of their own.
 test: .venv/full test-npu

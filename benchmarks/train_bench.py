@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -32,7 +33,6 @@ from report import can_plot
 from torch import Tensor
 
 import yolox_ops
-from yolox_plugin.protocol import Moment
 
 with quiet():
     import mmcv
@@ -191,7 +191,9 @@ class Side:
         self.before_step()
         self.assigned.clear()
         if self.name in (PLUGIN, BFLOAT16):
-            self.network.start_epoch(Moment(seed=0, iteration=0))  # multi-scale training stays at the default size
+            from yolox_plugin.protocol import Moment  # importing it replaces MMDetection's classes
+
+            self.network.start_epoch(Moment(seed=0))  # multi-scale training stays at the default size
         else:
             self.network._progress_in_iter = 0
         clock = [time.perf_counter()]
@@ -283,7 +285,8 @@ def seconds_alone(side: Side | Libre, batch: int, size: int) -> float:
 
 def build_sides(cfg: Config) -> list[Side]:
     """MMDetection's classes first: importing the plugin replaces them in the registries."""
-
+    if "yolox_plugin" in sys.modules:
+        raise RuntimeError("the plugin is imported already: MMDetection's side would be the plugin's")
     stock = [Side(cfg, name) for name in (STOCK, STOCK_BFLOAT16)]
     for side in stock:
         assigner = side.head.assigner

@@ -85,7 +85,7 @@ def test_twenty_iterations_of_the_standard_config(tmp_path):
 def test_the_demo_in_small(tmp_path):
     make_dataset(tmp_path / "data", train=16, val=8)
     command = [
-        sys.executable, "-m", "yolox_plugin.run.demo", "--data-path", tmp_path / "data", "--work-dir", tmp_path / "run",
+        sys.executable, "-m", "yolox_plugin.demo", "--data-path", tmp_path / "data", "--work-dir", tmp_path / "run",
         "--epochs", "2",
     ]  # fmt: skip
     first, again = (subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(2))

@@ -1,6 +1,6 @@
 """The main job in small: makes a data set, trains a small YOLOX on it with the plugin, evaluates and shows the result.
 
-python -m yolox_plugin.run.demo
+python -m yolox_plugin.demo
 """
 
 import argparse
@@ -108,7 +108,3 @@ def run(args: argparse.Namespace) -> int:
         f"\n  curves      {args.work_dir / 'curves.png'}"
     )
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
