@@ -58,9 +58,10 @@ def grid_priors(
     and strides (w, h)."""
     levels = []
     for (width, height), (rows, columns) in zip(strides, sizes, strict=True):
-        x = ((torch.arange(columns, device=device) + offset) * width).to(dtype).repeat(rows)
-        y = ((torch.arange(rows, device=device) + offset) * height).to(dtype).repeat_interleave(columns)
-        levels.append(torch.stack([x, y, torch.full_like(x, width), torch.full_like(y, height)], -1))
+        x = ((torch.arange(columns, device=device) + offset) * width).to(dtype).expand(rows, columns)
+        y = ((torch.arange(rows, device=device) + offset) * height).to(dtype)[:, None].expand(rows, columns)
+        grid = torch.stack([x, y, torch.full_like(x, width), torch.full_like(y, height)], -1)
+        levels.append(grid.view(-1, 4))
     priors = torch.cat(levels)
     return priors, torch.cat([priors[:, :2] + priors[:, 2:] * 0.5, priors[:, 2:]], 1)
 
