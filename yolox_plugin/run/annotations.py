@@ -144,11 +144,11 @@ def check_type(leaf: Any, split: str) -> Sequence[str]:
         )
     wanted: Sequence[str] = kind.get_classes(classes)
     if len(set(wanted)) < len(wanted):
-        raise InputError(f"classes of data.{split} must differ, got {listed(wanted)}")
+        raise InputError(f"classes of data.{split} must differ, got {in_words(wanted)}")
     return wanted
 
 
-def listed(names: Iterable[str]) -> str:
+def in_words(names: Iterable[str]) -> str:
     text = ", ".join(names)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -269,7 +269,7 @@ def check_classes(cfg: Config, categories: Sequence[dict[str, Any]], wanted: Seq
     if not labels:
         raise InputError(
             f"{path} has none of the config's {len(wanted)} classes ({wanted[0]}, ...) but"
-            f" {listed(sorted(found))}: name a --config with these `classes`"
+            f" {in_words(sorted(found))}: name a --config with these `classes`"
         )
     _refuse(path, [f"{count} categories are named {name}" for name, count in Counter(labels).items() if count > 1])
     heads = cfg.model.get("bbox_head", {}).get("num_classes", len(wanted))

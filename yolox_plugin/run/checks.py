@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from ..core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint
 from ..mmdet2.dataset import CocoDataset
 from ..mmdet2.detector import YOLOX
-from .annotations import check_type, listed
+from .annotations import check_type, in_words
 from .messages import InputError, described, warn
 
 
@@ -86,24 +86,24 @@ def check_checkpoint(model: Any, option: str, path: Path) -> dict[str, Any]:
     return content
 
 
-class Parts(NamedTuple):
+class Built(NamedTuple):
     """What a config's recipe is made of, for checks alone."""
 
     model: Any
     optimizer: Any
 
 
-def check_resumable(parts: Parts, option: str, path: Path, length: dict[str, int], labels: dict[str, int]) -> None:
+def check_resumable(built: Built, option: str, path: Path, length: dict[str, int], labels: dict[str, int]) -> None:
     """Raises InputError for a checkpoint of another model, optimizer or data set, for one that torch does not load, and
     if nothing is left to train; of a damaged one, the runner goes back to the one before.
 
     Args:
-        parts: of `check_parts`.
+        built: of `check_parts`.
         length: how many of "epoch" or "iter" the training has.
         labels: of `check_data`.
     """
     try:
-        content = check_checkpoint(parts.model, option, path)
+        content = check_checkpoint(built.model, option, path)
     except InputError as error:
         if not isinstance(error.__cause__, DamagedCheckpoint):
             raise
@@ -116,7 +116,7 @@ def check_resumable(parts: Parts, option: str, path: Path, length: dict[str, int
             raise InputError(f"{option} {path} has {meta[unit]} of {number} {unit}s: nothing is left to train")
     check_labels_of(meta, option, path, labels)
     groups = [[len(group["params"]) for group in state["param_groups"]]
-              for state in (content.get("optimizer"), parts.optimizer.state_dict()) if state]  # fmt: skip
+              for state in (content.get("optimizer"), built.optimizer.state_dict()) if state]  # fmt: skip
     if len(groups) == 2 and groups[0] != groups[1]:
         raise InputError(f"{option} {path} is of a training with other groups of parameters in its optimizer")
 
@@ -140,7 +140,7 @@ def check_model(cfg: Config) -> Any:
     return described("model", lambda: build_detector(copy.deepcopy(cfg.model)))
 
 
-def check_parts(cfg: Config) -> Parts:
+def check_parts(cfg: Config) -> Built:
     """The config's detector and optimizer.
 
     Raises:
@@ -169,7 +169,7 @@ def check_parts(cfg: Config) -> Parts:
             raise InputError(f"the config's {part}.out_dir is not supported: --work-dir says where files go")
     if "max_epochs" in cfg.runner and not saving.get("by_epoch", True):
         warn("checkpoint_config.by_epoch=False: a resume goes on with the next epoch, as MMDetection's")
-    return Parts(model, optimizer)
+    return Built(model, optimizer)
 
 
 def check_evaluation(cfg: Config, distributed: bool) -> None:
@@ -225,4 +225,4 @@ def check_trained_classes(cfg: Config, checkpoint: dict[str, Any]) -> None:
     """Warns of a model that was trained on other classes than the config's."""
     trained, wanted = checkpoint.get("meta", {}).get("CLASSES"), check_type(cfg.data.test, "test")
     if trained is not None and list(trained) != list(wanted):
-        warn(f"the checkpoint was trained on {listed(trained)}, the config's classes are {listed(wanted)}")
+        warn(f"the checkpoint was trained on {in_words(trained)}, the config's classes are {in_words(wanted)}")

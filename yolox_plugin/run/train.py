@@ -131,7 +131,7 @@ def check(args: argparse.Namespace, cfg: Config) -> None:
     """Raises InputError for whatever would fail later, or overwrite something."""
     checks.check_devices(cfg.device, args.devices)
     checks.check_precision(cfg, args.amp)
-    parts = checks.check_parts(cfg)
+    built = checks.check_parts(cfg)
     check_recipe(args, cfg)
     splits = ("train", "val") if validates(args, cfg) else ("train",)
     labels = annotations.check_data(cfg, splits, args.data_path.absolute())
@@ -140,13 +140,13 @@ def check(args: argparse.Namespace, cfg: Config) -> None:
     work_dir = Path(cfg.work_dir)
     folders.check_folder("--work-dir", work_dir)
     folders.check_new(work_dir, args.resume)
-    checks.check_initial_weights(parts.model, "load_from", cfg.load_from)
-    checks.check_initial_weights(parts.model, "resume_from", cfg.resume_from)
+    checks.check_initial_weights(built.model, "load_from", cfg.load_from)
+    checks.check_initial_weights(built.model, "resume_from", cfg.resume_from)
     newest = newest_checkpoint(work_dir) if args.resume else None
     if newest:
-        checks.check_resumable(parts, "--resume", newest, length_of(args, cfg), labels)
+        checks.check_resumable(built, "--resume", newest, length_of(args, cfg), labels)
     elif cfg.resume_from and "://" not in cfg.resume_from:
-        checks.check_resumable(parts, "resume_from", Path(cfg.resume_from), length_of(args, cfg), labels)
+        checks.check_resumable(built, "resume_from", Path(cfg.resume_from), length_of(args, cfg), labels)
 
 
 def iterations_in(dataset: Any, cfg: Config, distributed: bool) -> int:
