@@ -18,12 +18,16 @@ except ImportError as error:
     # With this name, `python -m yolox_plugin.train` prints the one line and no traceback.
     raise ImportError(error.msg, name=__name__) from error
 
-from .mmcv_ext import check_versions, supply_missing_operators
+import importlib
 
-check_versions()
+from .hosts import find_host
+from .mmcv_ext import supply_missing_operators
+
+_name = find_host()
 supply_missing_operators()
 
-from . import mmdet2, parts
+from . import parts
 
-parts.apply(mmdet2.PARTS, mmdet2.NAMED_IN)
+_host = importlib.import_module(f".{_name}", __name__)
+parts.apply(_host.PARTS, _host.NAMED_IN)
 parts.prepare_npu()

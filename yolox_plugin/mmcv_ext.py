@@ -1,15 +1,12 @@
-"""Which mmcv is here, and a stand-in for its compiled part where it is installed without, so that nobody compiles
-mmcv-full for YOLOX.
+"""A stand-in for mmcv's compiled part where it is installed without, so that nobody compiles mmcv for YOLOX.
 
 MMDetection imports all of mmcv's operators; of these, YOLOX calls NMS alone.
 """
 
 import importlib.machinery
 import importlib.util
-import re
 import sys
 import types
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,29 +48,9 @@ class _Operators(types.ModuleType):
 _NAME = "mmcv._ext"
 _REMEDY = (
     "the installed mmcv has no compiled operators, and yolox_plugin supplies only what YOLOX needs;"
-    " pip uninstall mmcv, then install mmcv-full==1.7.2 (10 minutes to compile)"
+    " pip uninstall mmcv, then install one with operators: mmcv-full==1.7.2 for MMDetection 2, mmcv==2.1.0 for"
+    " MMDetection 3 (10 to 20 minutes to compile)"
 )
-
-
-def check_versions() -> None:
-    """To be called before anything of mmcv and MMDetection is imported, or changed in them.
-
-    Raises:
-        ImportError: unless they are mmcv 1.x and MMDetection 2.28.x.
-    """
-    found = {}
-    for name in ("mmcv", "mmdet"):
-        # Importing mmdet fails beside an mmcv that it does not know, so its version is read from where it lies.
-        spec = importlib.util.find_spec(name)
-        file = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
-        match = re.search(r"^__version__ = ['\"](.+)['\"]", file.read_text(), re.M) if file and file.is_file() else None
-        found[name] = match[1] if match else "not there" if spec is None else "unknown"
-    if not (found["mmcv"].startswith("1.") and found["mmdet"].startswith("2.28.")):
-        raise ImportError(
-            "yolox_plugin needs mmcv 1.x and MMDetection 2.28.x, found"
-            f" mmcv {found['mmcv']} and mmdet {found['mmdet']}: pip install mmcv-full==1.7.2 mmdet==2.28.2",
-            name=__package__,  # with which `python -m` prints this one line and no traceback
-        )
 
 
 def supply_missing_operators() -> bool:

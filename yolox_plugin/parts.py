@@ -1,17 +1,19 @@
 """What is replaced in a host's registries, and what the user has switched off."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from mmcv.utils import IS_NPU_AVAILABLE, Registry, get_logger
+import torch
 
 from .patches import is_patched
 
-Parts = Mapping[str, Sequence[tuple[Registry, type]]]
+# Registries are mmcv's or mmengine's, which have `module_dict` and `register_module` in common.
+Parts = Mapping[str, Sequence[tuple[Any, type]]]
 # Packages whose classes are stock.
-HOSTS = ("mmcv", "mmdet", "torch")
+STOCK = ("mmcv", "mmdet", "mmengine", "torch")
 
 # What `apply` has changed, for `revert`: a registry or module, a name in it, and what was there.
 _changed: list[tuple[Any, str, type]] = []
@@ -44,7 +46,7 @@ def apply(parts: Parts, named_in: Mapping[type, ModuleType]) -> None:
         name, stock = replacement.__name__, replacement.__bases__[0]
         found = registry.module_dict.get(name)
         # Who has put a class of their own into MMDetection's module has made that the base of the plugin's.
-        is_stock = stock.__module__.split(".")[0] in HOSTS
+        is_stock = stock.__module__.split(".")[0] in STOCK
         if is_stock and is_patched(stock, replacement):
             left.append(f"{name} (somebody has patched it)")
             continue
@@ -59,27 +61,34 @@ def apply(parts: Parts, named_in: Mapping[type, ModuleType]) -> None:
         if module is not None and getattr(module, name) is stock:
             _changed.append((module, name, stock))
             setattr(module, name, replacement)
-    # Not MMDetection's own logger: whoever touches that first decides its log file, and that must be the training
-    # script. One rank speaks for all.
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0":  # one rank speaks for all
         names = ", ".join(replaced) or ("nothing" if left else "nothing (switched off)")
-        message = f"replaced in MMDetection: {names}" + (f"; left: {', '.join(left)}" if left else "")
-        get_logger("yolox_plugin").info(message)
+        _logger().info(f"replaced in MMDetection: {names}" + (f"; left: {', '.join(left)}" if left else ""))
+
+
+def _logger() -> logging.Logger:
+    """Not MMDetection's own: whoever touches that first decides its log file, and that must be the training script."""
+    logger = logging.getLogger("yolox_plugin")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    return logger
 
 
 def revert() -> None:
     """Puts back what `apply` has replaced. What was built meanwhile stays as it is."""
     while _changed:
         place, name, stock = _changed.pop()
-        if isinstance(place, Registry):
-            place.register_module(name=name, module=stock, force=True)
-        else:
+        if isinstance(place, ModuleType):
             setattr(place, name, stock)
+        else:
+            place.register_module(name=name, module=stock, force=True)
 
 
 def prepare_npu() -> None:
     """Ready-made kernels instead of compiling for every new shape, of which multi-scale training has many."""
-    if IS_NPU_AVAILABLE and is_on("YOLOX_PLUGIN"):
-        import torch_npu
-
-        torch_npu.npu.set_compile_mode(jit_compile=False)
+    if hasattr(torch, "npu") and torch.npu.is_available() and is_on("YOLOX_PLUGIN"):
+        torch.npu.set_compile_mode(jit_compile=False)

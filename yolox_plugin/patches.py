@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-KNOWN = ("mmcv", "mmdet", "torch", "yolox_plugin")
+KNOWN = ("mmcv", "mmdet", "mmengine", "torch", "yolox_plugin")
 
 
 def has_own(thing: Any, names: Iterable[str]) -> bool:

@@ -1,0 +1,71 @@
+"""Which line of MMDetection is here."""
+
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Host(NamedTuple):
+    """A line of MMDetection that the plugin knows, and the package in this folder that is for it."""
+
+    package: str
+    mmcv: str  # a pattern of its versions
+    mmdet: str
+    needs: tuple[str, ...]  # to be imported
+    install: str
+
+
+HOSTS = (
+    Host("mmdet2", r"1\.", r"2\.28\.", ("mmcv",), "pip install mmcv-full==1.7.2 mmdet==2.28.2"),
+    Host(
+        "mmdet3", r"2\.", r"3\.[3-5]\.", ("mmengine", "mmcv"),
+        "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0",
+    ),
+)  # fmt: skip
+
+
+def find_host() -> str:
+    """The package for the host that is installed, "mmdet2" or "mmdet3". To be called before anything of it is imported.
+
+    Raises:
+        ImportError: there is none, or one of another version, or one that cannot be imported.
+    """
+    mmcv, mmdet = version_of("mmcv"), version_of("mmdet")
+    fitting = [host for host in HOSTS if re.match(host.mmcv, mmcv) and re.match(host.mmdet, mmdet)]
+    if not fitting:
+        wanted = "; or ".join(
+            f"{host.install} ({'MMDetection 2.28' if host.package == 'mmdet2' else 'MMDetection 3'})" for host in HOSTS
+        )
+        raise _unusable(
+            f"yolox_plugin needs mmcv 1.x with MMDetection 2.28.x, or mmcv 2.x with MMDetection 3.3 to 3.5; found mmcv"
+            f" {mmcv} and mmdet {mmdet}: {wanted}"
+        )
+    [host] = fitting
+    for name in host.needs:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            reason = " ".join(str(error).split())
+            raise _unusable(
+                f"yolox_plugin found mmcv {mmcv} and mmdet {mmdet}, but {name} cannot be imported ({reason:.200}):"
+                f" pip uninstall mmcv mmcv-full mmcv-lite mmengine, then {host.install}"
+            ) from error
+    return host.package
+
+
+def version_of(package: str) -> str:
+    """The version of mmcv or mmdet. It is read from where that lies, as importing mmdet fails beside an mmcv that it
+    does not know."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return "not there"
+    file = Path(spec.origin).with_name("version.py") if spec.origin else None
+    match = re.search(r"^__version__ = ['\"](.+)['\"]", file.read_text(), re.M) if file and file.is_file() else None
+    return match[1] if match else "unknown"
+
+
+def _unusable(message: str) -> ImportError:
+    # With this name, `python -m` prints the one line and no traceback.
+    return ImportError(message, name=__package__)
