@@ -29,5 +29,5 @@ supply_missing_operators()
 from . import parts
 
 _host = importlib.import_module(f".{_name}", __name__)
-parts.apply(_host.PARTS, _host.NAMED_IN)
+parts.apply(_host.PARTS)
 parts.prepare_npu()

@@ -10,13 +10,14 @@ import torch
 
 from .patches import is_patched
 
-# Registries are mmcv's or mmengine's, which have `module_dict` and `register_module` in common.
-Parts = Mapping[str, Sequence[tuple[Any, type]]]
+# Of places and what comes there. Registries are mmcv's or mmengine's, which have `module_dict` and `register_module` in
+# common.
+Parts = Mapping[str, Sequence[tuple[Any, Any]]]
 # Packages whose classes are stock.
 STOCK = ("mmcv", "mmdet", "mmengine", "torch")
 
-# What `apply` has changed, for `revert`: a registry or module, a name in it, and what was there.
-_changed: list[tuple[Any, str, type]] = []
+# What `apply` has changed, for `revert`: a place, a name in it, and what was there.
+_changed: list[tuple[Any, str, Any]] = []
 
 
 def is_on(variable: str) -> bool:
@@ -31,39 +32,51 @@ def is_on(variable: str) -> bool:
     return value == "on"
 
 
-def apply(parts: Parts, named_in: Mapping[type, ModuleType]) -> None:
-    """Puts the plugin's classes in the place of stock's, wherever those stand, and says so in one line of the log.
+def apply(parts: Parts) -> None:
+    """Puts the plugin's classes and functions in the place of stock's, wherever those stand, and says so in one line of
+    the log.
 
     Args:
-        parts: by the name of its switch, `YOLOX_PLUGIN_<name>`, the registries and the plugin's classes, of which each
-            has the name and, for its first base, the class that it replaces.
-        named_in: modules in which the host looks a class up beside its registry.
+        parts: by the name of its switch, `YOLOX_PLUGIN_<name>`: registries, or modules in which the host looks a name
+            up, and what comes there. That has the name of what it replaces, which is a class's first base, and what a
+            function wraps.
     """
     plugin_on = is_on("YOLOX_PLUGIN")
     wanted = [pair for part, pairs in parts.items() if is_on(f"YOLOX_PLUGIN_{part}") and plugin_on for pair in pairs]
     replaced, left = [], []
-    for registry, replacement in wanted:
-        name, stock = replacement.__name__, replacement.__bases__[0]
-        found = registry.module_dict.get(name)
+    for place, replacement in wanted:
+        name = replacement.__name__
+        stock = replacement.__bases__[0] if isinstance(replacement, type) else replacement.__wrapped__
+        found = getattr(place, name) if isinstance(place, ModuleType) else place.module_dict.get(name)
         # Who has put a class of their own into MMDetection's module has made that the base of the plugin's.
         is_stock = stock.__module__.split(".")[0] in STOCK
-        if is_stock and is_patched(stock, replacement):
+        if is_stock and isinstance(stock, type) and is_patched(stock, replacement):
             left.append(f"{name} (somebody has patched it)")
-            continue
-        if not is_stock or found not in (stock, replacement):
+        elif not is_stock or found not in (stock, replacement):
             left.append(f"{name} (registered is {found and f'{found.__module__}.{found.__qualname__}'})")
-            continue
-        replaced.append(name)
-        if found is stock:
-            _changed.append((registry, name, stock))
-            registry.register_module(module=replacement, force=True)
-        module = named_in.get(replacement)
-        if module is not None and getattr(module, name) is stock:
-            _changed.append((module, name, stock))
-            setattr(module, name, replacement)
-    if os.environ.get("RANK", "0") == "0":  # one rank speaks for all
-        names = ", ".join(replaced) or ("nothing" if left else "nothing (switched off)")
-        _logger().info(f"replaced in MMDetection: {names}" + (f"; left: {', '.join(left)}" if left else ""))
+        else:
+            replaced.append(name)
+            if found is stock:
+                _changed.append((place, name, stock))
+                _put(place, name, replacement)
+    if os.environ.get("RANK", "0") == "0":  # one rank speaks for all; a name may stand in several places
+        names = ", ".join(dict.fromkeys(replaced)) or ("nothing" if left else "nothing (switched off)")
+        _logger().info(
+            f"replaced in MMDetection: {names}" + (f"; left: {', '.join(dict.fromkeys(left))}" if left else "")
+        )
+
+
+def revert() -> None:
+    """Puts back what `apply` has replaced. What was built meanwhile stays as it is."""
+    while _changed:
+        _put(*_changed.pop())
+
+
+def _put(place: Any, name: str, thing: Any) -> None:
+    if isinstance(place, ModuleType):
+        setattr(place, name, thing)
+    else:
+        place.register_module(name=name, module=thing, force=True)
 
 
 def _logger() -> logging.Logger:
@@ -76,16 +89,6 @@ def _logger() -> logging.Logger:
         logger.setLevel(logging.INFO)
         logger.propagate = False
     return logger
-
-
-def revert() -> None:
-    """Puts back what `apply` has replaced. What was built meanwhile stays as it is."""
-    while _changed:
-        place, name, stock = _changed.pop()
-        if isinstance(place, ModuleType):
-            setattr(place, name, stock)
-        else:
-            place.register_module(name=name, module=stock, force=True)
 
 
 def prepare_npu() -> None:

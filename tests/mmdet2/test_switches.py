@@ -133,7 +133,7 @@ if "{left}" == "MultiImageMixDataset":
 
 
 def test_a_second_import_changes_nothing():
-    again = "import yolox_plugin\nfrom yolox_plugin import mmdet2, parts\nparts.apply(mmdet2.PARTS, mmdet2.NAMED_IN)"
+    again = "import yolox_plugin\nfrom yolox_plugin import mmdet2, parts\nparts.apply(mmdet2.PARTS)"
     result = run(PROGRAM.replace("import yolox_plugin", again, 1))
     assert result.stdout.strip() == f"assigner head {TRAINING} {PIPELINE}", result.stderr
     assert "left" not in result.stderr
@@ -143,7 +143,7 @@ def test_all_can_be_put_back():
     back = "import yolox_plugin\nfrom yolox_plugin import mmdet2, parts\nparts.revert()"
     result = run(PROGRAM.replace("import yolox_plugin", back, 1))
     assert result.stdout.strip() == "", result.stderr
-    there_again = f"{back}\nparts.apply(mmdet2.PARTS, mmdet2.NAMED_IN)"
+    there_again = f"{back}\nparts.apply(mmdet2.PARTS)"
     result = run(PROGRAM.replace("import yolox_plugin", there_again, 1))
     assert result.stdout.strip() == f"assigner head {TRAINING} {PIPELINE}", result.stderr
 

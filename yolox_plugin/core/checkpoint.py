@@ -38,6 +38,11 @@ def numpy_allowed() -> contextlib.AbstractContextManager[Any]:
     """
     if not hasattr(torch.serialization, "safe_globals"):
         return contextlib.nullcontext()
+    return torch.serialization.safe_globals(numpy_globals())
+
+
+def numpy_globals() -> list[Any]:
+    """What a pickle names for numpy's numbers and arrays of them, as torch's lists of safe globals take it."""
     scalar: Any = np.float64(0).__reduce__()[0]
     reconstruct: Any = np.zeros(0).__reduce__()[0]
     functions = [
@@ -47,7 +52,7 @@ def numpy_allowed() -> contextlib.AbstractContextManager[Any]:
     ]
     # Not objects, in which anything may hide.
     kinds = {type(np.dtype(code)) for code in "?bhilqpBHILQPefdgFDGSUMm"}
-    return torch.serialization.safe_globals([np.dtype, np.ndarray, *kinds, *functions])
+    return [np.dtype, np.ndarray, *kinds, *functions]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -113,8 +118,8 @@ def newest_checkpoint(work_dir: Path) -> Path | None:
     return max(numbered)[1] if numbered else None
 
 
-def read_newest(checkpoint: Path, tell: Callable[[str], None]) -> dict[str, Any]:
-    """What this checkpoint holds; if it is damaged, that of the epoch before it in its folder, and so on.
+def read_newest(checkpoint: Path, tell: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+    """This checkpoint and what it holds; if it is damaged, that of the epoch before it in its folder, and so on.
 
     Args:
         tell: is given a sentence about each that is damaged.
@@ -125,7 +130,7 @@ def read_newest(checkpoint: Path, tell: Callable[[str], None]) -> dict[str, Any]
     problems = []
     for path in (checkpoint, *_earlier(checkpoint)):
         try:
-            return read_checkpoint(path)
+            return path, read_checkpoint(path)
         except DamagedCheckpoint as error:
             problems.append(str(error))
             tell(problems[-1])

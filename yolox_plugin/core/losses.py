@@ -1,8 +1,10 @@
 """YOLOX's losses for a whole batch: at the positives, or in shapes that depend on no result."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -91,3 +93,24 @@ def masked_losses(
     if use_l1:
         losses["loss_l1"] = (box_preds - l1_targets(wanted, priors)).masked_fill(~inside, 0).abs().sum()
     return losses, mask.sum()
+
+
+def parse(losses: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss to derive, and what to log, on the device: the mean over the ranks of each value, and of their sum.
+
+    Args:
+        losses: tensors or lists of tensors. Of those with "loss" in their names the sum is derived.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    values: dict[str, Tensor] = {}
+    for name, value in losses.items():
+        if not isinstance(value, (Tensor, list)):
+            raise TypeError(f"{name} is not a tensor or list of tensors")
+        values[name] = sum(v.mean() for v in value) if isinstance(value, list) else value.mean()
+    total = torch.stack([value for name, value in values.items() if "loss" in name]).sum()
+    logged = torch.stack([*values.values(), total]).detach()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(logged.div_(dist.get_world_size()))
+    return total, dict(zip([*values, "loss"], logged.unbind(), strict=True))

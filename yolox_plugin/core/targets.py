@@ -125,6 +125,37 @@ def assign(
     return Assignment(gt_index, iou, padded_boxes, padded_labels)
 
 
+def assign_image(
+    scores: Tensor, centers: Tensor, boxes: Tensor, gt_boxes: Tensor, gt_labels: Tensor, parameters: SimOTAParameters
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What mmdet's `SimOTAAssigner` finds for one image: of each prior the number of its gt, from 1 on, or 0; the IoU
+    with it, or -1e5; its label, or -1.
+
+    Args:
+        scores: `[P, C]`, class times objectness. centers: `[P, 4]` (cx, cy, stride_w, stride_h). boxes: `[P, 4]`.
+        gt_boxes: `[G, 4]`. gt_labels: `[G]` in [0, C), of any dtype.
+
+    Raises:
+        ValueError, TypeError: see `yolox_ops.simota_assign`.
+    """
+    labels = gt_labels.long()
+    counts = torch.tensor([len(gt_boxes)], device=gt_boxes.device)
+    gt_index, iou = simota_assign(
+        scores[None], _floating(centers), boxes[None], _floating(gt_boxes)[None], labels[None], counts, *parameters
+    )
+    gt_index, iou = gt_index[0], iou[0]
+    positive = gt_index >= 0
+    assigned = torch.full_like(gt_index, -1)
+    assigned[positive] = labels[gt_index[positive]]
+    # mmdet does not mark the overlap of background when there is no positive at all.
+    overlaps = torch.where(positive, iou, -100000.0) if positive.any() else iou.to(boxes.dtype)
+    return gt_index + 1, overlaps, assigned
+
+
+def _floating(coordinates: Tensor) -> Tensor:
+    return coordinates if coordinates.is_floating_point() else coordinates.float()
+
+
 @torch.no_grad()
 def gather_targets(assignment: Assignment, num_classes: int) -> Targets:
     """The targets of mmdet's `YOLOXHead._get_target_single` for all images; N depends on the assignment."""

@@ -1,8 +1,6 @@
 """What stands in for classes of MMDetection 2.28.2, mmcv 1.x and torch: their interfaces, over the arithmetic of
 `yolox_plugin.core`."""
 
-from types import ModuleType
-
 from mmcv.runner import HOOKS, OPTIMIZERS, RUNNERS
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS
 from mmdet.datasets import DATASETS, PIPELINES, dataset_wrappers
@@ -30,6 +28,7 @@ PARTS: Parts = {
         (RUNNERS, EpochBasedRunner),
         (DATASETS, CocoDataset),
         (DATASETS, MultiImageMixDataset),
+        (dataset_wrappers, MultiImageMixDataset),  # where `build_dataset` finds it
     ],
     "PIPELINE": [
         (PIPELINES, Mosaic),
@@ -38,5 +37,3 @@ PARTS: Parts = {
         (PIPELINES, YOLOXHSVRandomAug),
     ],
 }
-# Modules in which MMDetection looks a class up, beside its registry: `build_dataset` does.
-NAMED_IN: dict[type, ModuleType] = {MultiImageMixDataset: dataset_wrappers}

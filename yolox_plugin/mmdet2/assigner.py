@@ -7,8 +7,9 @@ from mmdet.core.bbox.assigners import AssignResult
 from mmdet.core.bbox.assigners import SimOTAAssigner as StockSimOTAAssigner
 from torch import Tensor
 
-from yolox_ops import SimOTAParameters, simota_assign
+from yolox_ops import SimOTAParameters
 
+from ..core.targets import assign_image
 from ..patches import has_own
 
 # What a subclass, or a patch, may put something else in the place of, and `simota_assign` does not ask.
@@ -60,28 +61,9 @@ class SimOTAAssigner(StockSimOTAAssigner):
             return super().assign(
                 pred_scores, priors, decoded_bboxes, gt_bboxes, gt_labels, gt_bboxes_ignore=gt_bboxes_ignore, eps=eps
             )
-        counts = torch.tensor([len(gt_bboxes)], device=gt_bboxes.device)
-        labels = gt_labels.long()
-        gt_index, iou = simota_assign(
-            pred_scores[None],
-            _floating(priors),
-            decoded_bboxes[None],
-            _floating(gt_bboxes)[None],
-            labels[None],
-            counts,
-            *self.parameters,
-        )
-        gt_index, iou = gt_index[0], iou[0]
-        positive = gt_index >= 0
-        assigned = torch.full_like(gt_index, -1)
-        assigned[positive] = labels[gt_index[positive]]
-        # Stock marks the overlap of background with -1e5, but not when there is no positive at all.
-        overlaps = torch.where(positive, iou, -100000.0) if positive.any() else iou.to(decoded_bboxes.dtype)
-        return AssignResult(len(gt_bboxes), gt_index + 1, overlaps, labels=assigned)
-
-
-def _floating(coordinates: Tensor) -> Tensor:
-    return coordinates if coordinates.is_floating_point() else coordinates.float()
+        found = assign_image(pred_scores, priors, decoded_bboxes, gt_bboxes, gt_labels, self.parameters)
+        gt_inds, overlaps, labels = found
+        return AssignResult(len(gt_bboxes), gt_inds, overlaps, labels=labels)
 
 
 def is_plain(assigner: Any) -> bool:

@@ -1,28 +1,16 @@
 """MMDetection's YOLOX with multi-scale training, logging and mixed precision that wait for no device."""
 
-import contextlib
 from collections import OrderedDict
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from mmcv.cnn.bricks import Swish
-from mmcv.utils import IS_NPU_AVAILABLE
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 from torch import Tensor
 
+from ..core.losses import parse
 from ..core.schedule import input_size
+from ..precision import Precision
 from ..protocol import Moment, TrainingPart
-
-LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class FusedSwish(Swish):
-    """mmcv's Swish is x * sigmoid(x) in two steps that each keep a tensor for backward; torch has it as one."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.silu(x)
 
 
 class YOLOX(StockYOLOX, TrainingPart):
@@ -38,18 +26,9 @@ class YOLOX(StockYOLOX, TrainingPart):
 
     def __init__(self, *args: Any, autocast: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if autocast not in (None, "float32", *LOWER):
-            raise ValueError(f"autocast must be None, 'float32', 'bfloat16' or 'float16', got {autocast!r}")
         self.autocast = autocast
-        self._lower = LOWER.get(autocast or "")
-        # The layout in which CPUs and GPUs have their fastest low-precision convolutions; an NPU has its own. Not for
-        # float32: the CPU's batch norm sums less exactly in it.
-        self._channels_last = self._lower is not None and not IS_NPU_AVAILABLE
-        if self._channels_last:
-            self.to(memory_format=torch.channels_last)
-        for module in self.modules():
-            if type(module) is Swish:  # it stays the same module, with whatever hooks it has
-                module.__class__ = FusedSwish
+        self._precision = Precision(autocast)
+        self._precision.prepare(self)
         self._seed: int | None = None
 
     def start_epoch(self, moment: Moment) -> None:
@@ -83,7 +62,7 @@ class YOLOX(StockYOLOX, TrainingPart):
 
     def _preprocess(self, img: Tensor, gt_bboxes: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         img, gt_bboxes = super()._preprocess(img, gt_bboxes)
-        return img.contiguous(memory_format=torch.channels_last) if self._channels_last else img, gt_bboxes
+        return self._precision.laid_out(img), gt_bboxes
 
     def forward_train(
         self,
@@ -94,13 +73,9 @@ class YOLOX(StockYOLOX, TrainingPart):
         gt_bboxes_ignore: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """See the stock class; `img` may be uint8, too."""
-        device = img.device.type
-        if self.autocast == "float16" and device == "cpu":
-            raise ValueError("autocast='float16' needs an accelerator; on a CPU use autocast='bfloat16'")
         if img.dtype == torch.uint8:
             img = img.float()
-        # Without the option, whoever called may have chosen a precision: mmcv's fp16 does.
-        with torch.autocast(device, self._lower) if self._lower else contextlib.nullcontext():
+        with self._precision.context(img.device.type):
             losses: dict[str, Tensor] = super().forward_train(img, img_metas, gt_bboxes, gt_labels, gt_bboxes_ignore)
         return losses
 
@@ -112,13 +87,5 @@ class YOLOX(StockYOLOX, TrainingPart):
         if self._seed is None:
             parsed: tuple[Tensor, OrderedDict[str, Any]] = super()._parse_losses(losses)
             return parsed
-        values: OrderedDict[str, Tensor] = OrderedDict()
-        for name, value in losses.items():
-            if not isinstance(value, (Tensor, list)):
-                raise TypeError(f"{name} is not a tensor or list of tensors")
-            values[name] = sum(v.mean() for v in value) if isinstance(value, list) else value.mean()
-        total = torch.stack([value for name, value in values.items() if "loss" in name]).sum()
-        logged = torch.stack([*values.values(), total]).detach()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(logged.div_(dist.get_world_size()))
-        return total, OrderedDict(zip([*values, "loss"], logged.unbind(), strict=True))
+        total, logged = parse(losses)
+        return total, OrderedDict(logged)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..core.checkpoint import numpy_allowed, read_newest, write_whole
+from ..core.reading import read_together
 from ..core.seeds import seed_everything
 from ..protocol import Moment, TrainingPart
 from .dataset import data_sets_in
@@ -30,16 +31,15 @@ class DeferredLogBuffer(LogBuffer):
 
     def average(self, n: int = 0) -> None:
         """See the stock class."""
-        waiting: dict[tuple[torch.device, torch.dtype], list[tuple[list[Any], int]]] = {}
-        for values in self.val_history.values():
-            for i in range(len(values))[-n:]:
-                value = values[i]
-                if isinstance(value, Tensor) and value.numel() == 1:
-                    waiting.setdefault((value.device, value.dtype), []).append((values, i))
-        for places in waiting.values():
-            read = torch.stack([values[i].detach().view(()) for values, i in places]).tolist()
-            for (values, i), number in zip(places, read, strict=True):
-                values[i] = number
+        waiting = [
+            (values, i)
+            for values in self.val_history.values()
+            for i in range(len(values))[-n:]
+            if isinstance(values[i], Tensor) and values[i].numel() == 1
+        ]
+        numbers = read_together([values[i] for values, i in waiting])
+        for (values, i), number in zip(waiting, numbers, strict=True):
+            values[i] = number
         super().average(n)
 
 
@@ -220,7 +220,7 @@ class EpochBasedRunner(StockRunner):
             with numpy_allowed():
                 content = CheckpointLoader.load_checkpoint(name, place)
         else:
-            content = read_newest(Path(name).expanduser(), self.logger.error)
+            _, content = read_newest(Path(name).expanduser(), self.logger.error)
         found = content.get("meta") or {}
         if "state_dict" not in content or not {"epoch", "iter"} <= found.keys():
             raise ValueError(

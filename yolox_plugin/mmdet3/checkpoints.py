@@ -1,0 +1,118 @@
+"""mmengine's checkpoints, each whole or absent, and a damaged one never the end of a training."""
+
+import functools
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, get_file_backend
+from mmengine.hooks import CheckpointHook as StockCheckpointHook
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner.checkpoint import save_checkpoint as stock_save_checkpoint
+
+from ..core.checkpoint import newest_checkpoint, numpy_globals, read_newest, write_whole
+
+
+def allow_own_checkpoints() -> None:
+    """Lets torch 2.6 and newer load what mmengine 0.10 itself has written: histories of logged values, and numpy's
+    numbers."""
+    if hasattr(torch.serialization, "add_safe_globals"):
+        torch.serialization.add_safe_globals([HistoryBuffer, (_statistic, "builtins.getattr"), *numpy_globals()])
+
+
+def _statistic(owner: Any, name: str) -> Any:
+    """In the place of `getattr`, which a checkpoint may use for a history's statistics alone."""
+    if owner is not HistoryBuffer or name not in HistoryBuffer._statistics_methods:
+        raise pickle.UnpicklingError(f"the checkpoint asks for attribute {name!r} of {owner!r}, which is not allowed")
+    return HistoryBuffer._statistics_methods[name]
+
+
+def is_local(place: str) -> bool:
+    """Whether a path is a file of this machine, and no store's that mmengine knows."""
+    return isinstance(get_file_backend(place), LocalBackend)
+
+
+@functools.wraps(stock_save_checkpoint)
+def save_checkpoint(
+    checkpoint: dict[str, Any],
+    filename: str,
+    file_client_args: dict[str, Any] | None = None,
+    backend_args: dict[str, Any] | None = None,
+) -> None:
+    """See mmengine. A file is written whole or not at all; see `core.checkpoint.write_whole`."""
+    if file_client_args is not None or backend_args is not None or not is_local(filename):
+        stock_save_checkpoint(checkpoint, filename, file_client_args, backend_args)
+        return
+    path = Path(filename)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path.parent, path.name, lambda part: torch.save(checkpoint, part), link=False)
+
+
+class CheckpointHook(StockCheckpointHook):
+    """The stock class, which removes old checkpoints before it writes the new one, and ends a resumed training at a
+    checkpoint that is cut short. Here the new one is there before an old one goes, and the one before a damaged one is
+    used, with an error in the log.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        """Chooses the checkpoint that a resumed run goes on from.
+
+        Raises:
+            ValueError: none can be read. UnsafeCheckpoint: see `core.checkpoint`.
+        """
+        if not runner._resume or runner._has_loaded:
+            return
+        if runner._load_from is not None:
+            named = Path(str(runner._load_from)).expanduser()
+        elif (latest := find_latest_checkpoint(runner.work_dir)) is not None and Path(latest).is_file():
+            named = Path(latest)
+        elif (newest := newest_checkpoint(Path(runner.work_dir))) is not None:
+            named = newest
+        else:
+            return
+        if is_local(str(named)):
+            path, _ = read_newest(named, runner.logger.error)
+            runner._load_from = str(path)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        """See the stock class, which removes the oldest first."""
+        oldest = None
+        if (
+            self.max_keep_ckpts > 0
+            and step not in self.keep_ckpt_ids
+            and len(self.keep_ckpt_ids) == self.max_keep_ckpts
+        ):
+            oldest = self.keep_ckpt_ids.popleft()  # which the new checkpoint says is gone
+        super()._save_checkpoint_with_step(runner, step, meta)
+        if oldest is not None and is_main_process():
+            self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(oldest)))
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        """See the stock class, which removes the best before it writes the better."""
+        several = getattr(self, "best_ckpt_path_dict", None)
+        before = dict(several) if several else {"": getattr(self, "best_ckpt_path", None)}
+        for name in before:
+            self._set_best(name, None)
+        super()._save_best_checkpoint(runner, metrics)
+        for name, path in before.items():
+            better = several[name] if several else self.best_ckpt_path
+            if better is None:
+                self._set_best(name, path)
+            elif path and path != better and is_main_process():
+                self._remove(path)
+                runner.logger.info(f"The previous best checkpoint {path} is removed")
+
+    def _set_best(self, name: str, path: str | None) -> None:
+        if name:
+            self.best_ckpt_path_dict[name] = path
+        else:
+            self.best_ckpt_path = path
+
+    def _remove(self, path: str) -> None:
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):  # deepspeed's
+            self.file_backend.rmtree(path)

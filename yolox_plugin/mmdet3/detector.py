@@ -1,0 +1,51 @@
+"""MMDetection 3's YOLOX with logged values of all ranks that nobody waits for, and mixed precision on every device."""
+
+from collections import OrderedDict
+from typing import Any
+
+from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
+from mmdet.structures import DetDataSample
+from torch import Tensor
+
+from ..core.losses import parse
+from ..precision import Precision
+from ..protocol import Moment, TrainingPart
+
+
+class YOLOX(StockYOLOX, TrainingPart):
+    """The arguments, weights and losses of the stock class, and one argument more.
+
+    Args:
+        autocast: "float32", "bfloat16" or "float16": the precision of the convolutions in training. Losses, assignment
+            and weights stay float32. float16 needs an accelerator, and mmengine's AmpOptimWrapper for its loss scale.
+            None leaves it to the optimizer's wrapper; mmengine's AmpOptimWrapper refuses CPUs.
+    """
+
+    def __init__(self, *args: Any, autocast: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.autocast = autocast
+        self._precision = Precision(autocast)
+        self._precision.prepare(self)
+        self._in_epoch = False
+
+    def start_epoch(self, moment: Moment) -> None:
+        """Until `end_epoch`, the values to log are the means over all ranks; stock's are the rank's own."""
+        self._in_epoch = True
+
+    def end_epoch(self) -> None:
+        """Ends what `start_epoch` began."""
+        self._in_epoch = False
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, Any]:
+        """See the stock class."""
+        with self._precision.context(batch_inputs.device.type):
+            losses: dict[str, Any] = super().loss(self._precision.laid_out(batch_inputs), batch_data_samples)
+        return losses
+
+    def parse_losses(self, losses: dict[str, Any]) -> tuple[Tensor, "OrderedDict[str, Tensor]"]:
+        """See the stock class."""
+        if not self._in_epoch:
+            stock: tuple[Tensor, OrderedDict[str, Tensor]] = super().parse_losses(losses)
+            return stock
+        total, logged = parse(losses)
+        return total, OrderedDict([("loss", logged.pop("loss")), *logged.items()])

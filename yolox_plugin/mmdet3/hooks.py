@@ -1,0 +1,116 @@
+"""Hooks of MMDetection 3 and mmengine of the standard YOLOX config, with their faults mended."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmdet.engine.hooks import SyncNormHook as StockSyncNormHook
+from mmdet.engine.hooks import YOLOXModeSwitchHook as StockModeSwitchHook
+from mmengine.hooks import RuntimeInfoHook as StockRuntimeInfoHook
+from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from ..core.schedule import is_closing
+from .dataset import MultiImageMixDataset, check_skip_type_keys, data_sets_in
+from .history import DeferredHistory, Waiting
+
+SHORTEST_HISTORY = 10_000  # values
+
+
+class YOLOXModeSwitchHook(StockModeSwitchHook):
+    """Turns mosaic and mixup off and L1 on for exactly the last `num_last_epochs` epochs. MMDetection begins an epoch
+    too early (open-mmlab/mmdetection#7284).
+
+    Living workers hear of it through the data set (`MultiImageMixDataset`); none is restarted.
+    """
+
+    def __init__(
+        self, num_last_epochs: int = 15, skip_type_keys: Sequence[str] = ("Mosaic", "RandomAffine", "MixUp")
+    ) -> None:
+        check_skip_type_keys(skip_type_keys)
+        super().__init__(num_last_epochs, skip_type_keys)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """See the stock class."""
+        loader = runner.train_dataloader
+        if self._restart_dataloader:
+            loader._DataLoader__initialized, self._restart_dataloader = True, False
+        if self._has_switched or not is_closing(runner.epoch, runner.max_epochs, self.num_last_epochs):
+            return
+        self._has_switched = True
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        mixing = [d for d in data_sets_in(loader.dataset) if hasattr(d, "update_skip_type_keys")]
+        if not mixing:
+            raise TypeError("YOLOXModeSwitchHook needs a MultiImageMixDataset in the data loader, found none")
+        for data_set in mixing:
+            data_set.update_skip_type_keys(self.skip_type_keys)
+            if not isinstance(data_set, MultiImageMixDataset) and getattr(loader, "persistent_workers", False):
+                # Living workers hear nothing from this class: others take their place, as stock does it.
+                loader._DataLoader__initialized, self._restart_dataloader = False, True
+                loader._iterator = None
+        getattr(model, "detector", model).bbox_head.use_l1 = True
+        runner.logger.info(f"last {runner.max_epochs - runner.epoch} epochs: no mosaic and mixup, L1 loss added")
+
+
+class SyncNormHook(StockSyncNormHook):
+    """Averages the norm layers' statistics over the ranks before a validation, as stock does, and before the checkpoint
+    of that epoch is written, which stock does not."""
+
+    _epoch: int | None = None  # at whose end they were averaged
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Where the loop is going to validate."""
+        loop, epoch = runner.train_loop, runner.epoch + 1
+        if runner.val_loop is None or epoch < loop.val_begin:
+            return
+        if epoch % loop.val_interval == 0 or epoch == loop.max_epochs:
+            super().before_val_epoch(runner)
+            self._epoch = epoch
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """See the stock class."""
+        if self._epoch is None or self._epoch != runner.epoch:
+            super().before_val_epoch(runner)
+
+
+class RuntimeInfoHook(StockRuntimeInfoHook):
+    """The stock class, which reads every loss from the device in every iteration and keeps a million of each, in every
+    checkpoint too. Here they are read when somebody looks, and as many are kept as the log can ask for: the longest
+    window of the log processor, an epoch, and at least 10,000; all, if a window is "global" or left open.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """See the stock class."""
+        super().before_train(runner)
+        self._waiting = Waiting()
+        self._length = self._history_length(runner)
+
+    def _history_length(self, runner: Runner) -> int:
+        processor = runner.log_processor
+        windows = [processor.window_size, *(cfg.get("window_size", "global") for cfg in processor.custom_cfg)]
+        stock: int = HistoryBuffer().max_length
+        if "global" in windows:
+            return stock
+        numbers = [window for window in windows if isinstance(window, int)]
+        return min(max(*numbers, len(runner.train_dataloader), SHORTEST_HISTORY), stock)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """See the stock class."""
+        hub = runner.message_hub
+        others = {}
+        for name, value in (outputs or {}).items():
+            if not isinstance(value, torch.Tensor) or value.numel() != 1:
+                others[name] = value
+                continue
+            key = f"train/{name}"
+            if not isinstance(hub.log_scalars.get(key), DeferredHistory):
+                begin = hub.log_scalars.get(key, HistoryBuffer())
+                hub.log_scalars[key] = DeferredHistory(self._waiting, begin, self._length)
+                hub.resumed_keys[key] = True
+            hub.log_scalars[key].update(value)
+        super().after_train_iter(runner, batch_idx, data_batch, others)
+        for history in hub.log_scalars.values():
+            history.max_length = min(history.max_length, self._length)

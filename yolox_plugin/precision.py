@@ -1,0 +1,59 @@
+"""The precision of a network's convolutions, and its activations, for both hosts."""
+
+import contextlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks import Swish
+from torch import Tensor, nn
+
+LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class FusedSwish(Swish):
+    """mmcv's Swish is x * sigmoid(x) in two steps that each keep a tensor for backward; torch has it as one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x)
+
+
+class Precision:
+    """What a detector's argument `autocast` asks for: "float32", "bfloat16" or "float16" for the convolutions in
+    training, or None for what the host does.
+
+    Raises:
+        ValueError: for anything else.
+    """
+
+    def __init__(self, autocast: str | None) -> None:
+        if autocast not in (None, "float32", *LOWER):
+            raise ValueError(f"autocast must be None, 'float32', 'bfloat16' or 'float16', got {autocast!r}")
+        self._lower = LOWER.get(autocast or "")
+        # The layout in which CPUs and GPUs have their fastest low-precision convolutions; an NPU has its own. Not for
+        # float32: the CPU's batch norm sums less exactly in it.
+        on_npu = hasattr(torch, "npu") and torch.npu.is_available()
+        self._channels_last = self._lower is not None and not on_npu
+
+    def prepare(self, network: nn.Module) -> None:
+        """To be called once for a network that is built."""
+        if self._channels_last:
+            network.to(memory_format=torch.channels_last)
+        for module in network.modules():
+            if type(module) is Swish:  # it stays the same module, with whatever hooks it has
+                module.__class__ = FusedSwish
+
+    def laid_out(self, img: Tensor) -> Tensor:
+        """The images in the layout of the network's weights."""
+        return img.contiguous(memory_format=torch.channels_last) if self._channels_last else img
+
+    def context(self, device: str) -> contextlib.AbstractContextManager[Any]:
+        """In which to train.
+
+        Raises:
+            ValueError: for float16 on a CPU.
+        """
+        if self._lower is torch.float16 and device == "cpu":
+            raise ValueError("autocast='float16' needs an accelerator; on a CPU use autocast='bfloat16'")
+        # Without the option, whoever called may have chosen a precision.
+        return torch.autocast(device, self._lower) if self._lower else contextlib.nullcontext()
