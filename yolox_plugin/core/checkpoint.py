@@ -38,7 +38,8 @@ def numpy_allowed() -> contextlib.AbstractContextManager[Any]:
     """
     if not hasattr(torch.serialization, "safe_globals"):
         return contextlib.nullcontext()
-    return torch.serialization.safe_globals(numpy_globals())
+    there = torch.serialization.get_safe_globals()  # which the context would take away at its end
+    return torch.serialization.safe_globals([kind for kind in numpy_globals() if kind not in there])
 
 
 def numpy_globals() -> list[Any]:

@@ -1,0 +1,166 @@
+"""Whole trainings by MMDetection 3's own tools/train.py and tools/test.py, with the plugin named in the config."""
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from spy import equal
+from tiny3 import run, start, write_config
+
+from yolox_plugin.run.demo_data import make_dataset
+
+pytestmark = pytest.mark.slow
+STATE = ("state_dict", "ema_state_dict", "optimizer", "param_schedulers")
+SEEDED = "randomness = dict(seed=5)\n"
+SPIED = 'custom_hooks.append(dict(type="Spy"))\n'
+HERE = str(Path(__file__).parent)
+# Learns a few images by heart.
+LEARNS = """
+img_scale = (256, 256)
+model["data_preprocessor"].pop("batch_augments")
+model["data_preprocessor"]["_delete_"] = True
+model["data_preprocessor"].update(type="DetDataPreprocessor", pad_size_divisor=32)
+for _part in ("backbone", "neck", "bbox_head"):
+    model[_part]["norm_cfg"] = dict(type="BN", momentum=0.2, eps=0.001)
+del _part
+val_dataloader["dataset"].update(
+    ann_file="annotations/instances_train2017.json", data_prefix=dict(img="train2017/")
+)
+val_evaluator["ann_file"] = val_evaluator["ann_file"].replace("val2017", "train2017")
+train_dataloader["dataset"]["pipeline"] = [
+    dict(type="Resize", scale=img_scale, keep_ratio=True), dict(type="RandomFlip", prob=0.0), pad,
+    dict(type="PackDetInputs"),
+]
+test_pipeline[1]["scale"] = img_scale
+optim_wrapper = dict(optimizer=dict(lr=0.02))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=5),
+]
+custom_hooks = [
+    dict(type="EMAHook", ema_type="ExpMomentumEMA", momentum=0.1, update_buffers=True, priority=49),
+]
+default_hooks = dict(checkpoint=dict(interval=1000), logger=dict(interval=1))
+"""
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shapes") / "data"
+    make_dataset(root, train=12, val=4)
+    return root
+
+
+def load(path):
+    return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def wait_for(path, process):
+    until = time.monotonic() + 300
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def kill(process):
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+
+def killed_and_resumed(config, work_dir, at_epoch, **environment):
+    """A training that is killed when a checkpoint has just been written, and goes on from there."""
+    process = start("train", config, "--work-dir", work_dir, **environment)
+    wait_for(work_dir / f"epoch_{at_epoch}.pth", process)
+    kill(process)
+    return run("train", config, "--work-dir", work_dir, "--resume", **environment)
+
+
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, data_root):
+    config = write_config(tmp_path / "tiny.py", data_root, 4, SEEDED)
+    run("train", config, "--work-dir", tmp_path / "whole")
+    output = killed_and_resumed(config, tmp_path / "killed", 2)
+    assert re.search(r"resumed epoch: [23], iter: [69]", output)
+    whole, killed = (load(tmp_path / name / "epoch_4.pth") for name in ("whole", "killed"))
+    assert all(equal(whole[key], killed[key]) for key in STATE)
+    assert whole["meta"]["seed"] == killed["meta"]["seed"] == 5
+
+
+def test_stock_does_not(tmp_path, data_root):
+    """The same with MMDetection's own classes, which torch 2.6 lets load only when it is told to trust the file."""
+    config = write_config(tmp_path / "tiny.py", data_root, 4, SEEDED)
+    off = {"YOLOX_PLUGIN": "off"}
+    run("train", config, "--work-dir", tmp_path / "whole", **off)
+    refused = start("train", config, "--work-dir", tmp_path / "whole", "--resume", **off)
+    output, _ = refused.communicate(timeout=300)
+    assert refused.returncode != 0 and "HistoryBuffer" in output
+    killed_and_resumed(config, tmp_path / "killed", 2, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1", **off)
+    whole, killed = (load(tmp_path / name / "epoch_4.pth") for name in ("whole", "killed"))
+    assert not equal(whole["state_dict"], killed["state_dict"])
+
+
+def test_the_seed_of_a_run_without_one_outlives_it(tmp_path, data_root):
+    config = write_config(tmp_path / "tiny.py", data_root, 3)
+    killed_and_resumed(config, tmp_path / "run", 1)
+    seeds = {load(tmp_path / "run" / f"epoch_{epoch}.pth")["meta"]["seed"] for epoch in (2, 3)}
+    assert len(seeds) == 1
+
+
+def test_a_damaged_checkpoint_costs_an_epoch_and_not_the_run(tmp_path, data_root):
+    config = write_config(tmp_path / "tiny.py", data_root, 3, SEEDED)
+    work_dir = tmp_path / "run"
+    run("train", config, "--work-dir", work_dir)
+    last = load(work_dir / "epoch_3.pth")
+    with (work_dir / "epoch_3.pth").open("rb+") as file:
+        file.truncate(10_000)
+    (work_dir / "last_checkpoint").write_text("")  # killed while it was written
+    output = run("train", config, "--work-dir", work_dir, "--resume")
+    assert "epoch_3.pth is no readable checkpoint" in output and "resumed epoch: 2" in output
+    assert all(equal(last[key], load(work_dir / "epoch_3.pth")[key]) for key in STATE)
+    assert not (work_dir / "epoch_1.pth").exists()  # max_keep_ckpts=2
+
+
+def test_two_processes_on_a_cpu(tmp_path, data_root):
+    """They see the same sizes and other images, log the mean of both, and save the mean of their norms."""
+    config = write_config(tmp_path / "tiny.py", data_root, 3, SEEDED + SPIED, imports=("yolox_plugin", "spy"))
+    path = os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])
+    work_dir = tmp_path / "run"
+    output = run("train", config, "--work-dir", work_dir, processes=2, PYTHONPATH=path)
+    assert output.count("replaced in MMDetection") == 1
+    ranks = [json.loads((work_dir / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    lines = list(zip(*(rank["lines"] for rank in ranks), strict=True))
+    assert len(lines) == 3 * 2  # 12 images, 4 a device
+    sizes = [line["own"]["size"] for line, _ in lines]
+    assert len(set(map(tuple, sizes))) > 1
+    for one, other in lines:
+        assert one["own"]["size"] == other["own"]["size"]
+        assert one["own"]["pixels"] != other["own"]["pixels"]
+        assert one["logged"] == pytest.approx(other["logged"], rel=1e-6)
+        for name in ("loss_cls", "loss_bbox", "loss_obj"):
+            assert one["logged"][name] == pytest.approx((one["own"][name] + other["own"][name]) / 2, rel=1e-5)
+    assert ranks[0]["means"] == ranks[1]["means"]  # averaged before the last validation
+    # What is a parameter in EMAHook's terms: the raw weights of the last epoch.
+    raw = {
+        name.removeprefix("module."): value for name, value in load(work_dir / "epoch_3.pth")["ema_state_dict"].items()
+    }
+    for name, mean in ranks[0]["means"].items():
+        torch.testing.assert_close(raw[name], torch.tensor(mean))
+
+
+def test_evaluation_with_and_without_the_plugin(tmp_path, data_root):
+    config = write_config(tmp_path / "learns.py", data_root, 60, LEARNS)
+    run("train", config, "--work-dir", tmp_path / "run")
+    figures = []
+    for switch in ("on", "off"):
+        output = run(
+            "test", config, tmp_path / "run" / "epoch_60.pth", "--work-dir", tmp_path / switch, YOLOX_PLUGIN=switch,
+            TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1",
+        )  # fmt: skip
+        figures.append(re.findall(r"coco/(bbox_\w+): (-?[\d.]+)", output))
+    assert figures[0] == figures[1]
+    assert float(dict(figures[0])["bbox_mAP"]) > 0.1
