@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..core.checkpoint import numpy_allowed, read_newest, write_whole
+from ..core.mixing import data_sets_in
 from ..core.seeds import seed_everything
 from ..protocol import Moment, TrainingPart
-from .dataset import data_sets_in
 from .detector import YOLOX
 
 
