@@ -3,7 +3,19 @@
 
 from types import ModuleType
 
-from ..parts import Parts
+from mmdet.registry import DATASETS, TRANSFORMS
 
-PARTS: Parts = {}
+from ..parts import Parts
+from .dataset import MultiImageMixDataset
+from .transforms import MixUp, Mosaic, RandomAffine, YOLOXHSVRandomAug
+
+PARTS: Parts = {
+    "TRAINING": [(DATASETS, MultiImageMixDataset)],
+    "PIPELINE": [
+        (TRANSFORMS, Mosaic),
+        (TRANSFORMS, RandomAffine),
+        (TRANSFORMS, MixUp),
+        (TRANSFORMS, YOLOXHSVRandomAug),
+    ],
+}
 NAMED_IN: dict[type, ModuleType] = {}
