@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from mmdet.datasets import CocoDataset
 from mmdet.datasets import MultiImageMixDataset as StockMultiImageMixDataset
-from mmdet.registry import DATASETS, TRANSFORMS
+from mmdet.registry import TRANSFORMS
 
 from yolox_plugin.mmdet3 import PARTS
 from yolox_plugin.mmdet3.dataset import MultiImageMixDataset
@@ -41,15 +41,19 @@ def inner(root, load=None, annotate=None, **changes):
     })  # fmt: skip
 
 
+def copied(data):
+    """A config, from which MMDetection takes what it has read, as a copy."""
+    return copy.deepcopy(data) if isinstance(data, dict) else data
+
+
 def build(data, steps, **options):
     """The plugin's classes around the data set `data`, or around what it is the config of."""
-    return MultiImageMixDataset(data, copy.deepcopy(steps), **options)
+    return MultiImageMixDataset(copied(data), copy.deepcopy(steps), **options)
 
 
 def build_stock(data, steps, **options):
     """MMDetection's own classes throughout."""
-    data = DATASETS.build(data) if isinstance(data, dict) else data
-    mixed = StockMultiImageMixDataset(data, copy.deepcopy(steps), **options)
+    mixed = StockMultiImageMixDataset(copied(data), copy.deepcopy(steps), **options)
     mixed.pipeline = [build_stock_step(step) for step in steps]
     assert not any(type(step).__module__.startswith("yolox_plugin") for step in mixed.pipeline)
     return mixed

@@ -265,10 +265,8 @@ def test_partners_are_flipped_where_the_draw_is_above_flip_ratio(images):
     """So that 1.0 flips none, in stock's sense of it."""
     sample = loaded(images, 2)
     blank = sample | {"img": np.zeros((96, 96, 3), np.uint8)}
-    flipped, kept = (
-        OURS["MixUp"](img_scale=(96, 96), ratio_range=(1.0, 1.0), flip_ratio=ratio)(blank)["img"]
-        for ratio in (0.0, 1.0)
-    )
+    steps = [OURS["MixUp"](img_scale=(96, 96), ratio_range=(1.0, 1.0), flip_ratio=ratio) for ratio in (0.0, 1.0)]
+    flipped, kept = (step(blank)["img"] for step in steps)
     assert kept.any()
     assert not np.array_equal(flipped, kept)
     assert np.array_equal(flipped[:, ::-1], kept)
@@ -338,3 +336,14 @@ def test_a_choice_of_partners_is_that_of_stock(images):
         assert chosen[0] == chosen[1]
         assert (dataset._partners_from(step) is dataset.dataset) == isinstance(step, Own)
     assert dataset._partners_from(Mosaic()) is dataset.dataset
+
+
+@pytest.mark.parametrize("whose", ["steps", "data set"])
+def test_each_part_alone(images, whose):
+    """With the plugin's steps or its data set switched off."""
+    steps = standard()
+    ours, theirs = (make(inner(images), steps) for make in (build, build_stock))
+    mixed = build(inner(images), steps) if whose == "data set" else build_stock(inner(images), steps)
+    mixed.pipeline = theirs.pipeline if whose == "data set" else ours.pipeline
+    for seed in range(40):
+        same(draw(mixed, seed % 14, seed), draw(theirs, seed % 14, seed))
