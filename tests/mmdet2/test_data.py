@@ -25,9 +25,9 @@ from mmdet.datasets.coco import CocoDataset as StockCoco
 from mmdet.datasets.pipelines import MixUp, Mosaic, RandomAffine, YOLOXHSVRandomAug
 from torch.utils.data import DataLoader
 
+from yolox_plugin.core.mixing import data_sets_in
 from yolox_plugin.core.packed import PackedDict, PackedList
 from yolox_plugin.mmdet2.dataset import StockMultiImageMixDataset as StockMix
-from yolox_plugin.mmdet2.dataset import data_sets_in
 from yolox_plugin.protocol import Moment
 
 SWITCH = {"type": "YOLOXModeSwitchHook", "num_last_epochs": 2, "skip_type_keys": ("Blank",), "priority": 48}

@@ -82,8 +82,7 @@ def start(tool: str, *arguments: object, processes: int = 1, **more: str) -> "su
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"] if processes > 1 else []
     program = [TOOLS / f"{tool}.py"]
     if tool == "test":
-        lines = f"import runpy, sys, yolox_plugin; sys.argv[0] = {str(program[0])!r}; runpy.run_path(sys.argv[0], None, '__main__')"
-        program = ["-c", lines]
+        program = ["-c", f"import runpy, yolox_plugin; runpy.run_path({str(program[0])!r}, None, '__main__')"]
     command = [sys.executable, *launcher, *program, *arguments]
     if processes > 1:
         command.append("--launcher=pytorch")

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+# A sample on its way through a pipeline: an image under "img", those of its partners under "mix_results".
+Results = dict[str, Any]
 # A file's content to BGR, [height, width, 3] uint8; None if it is no image. The host's, as users choose it there.
 Decode = Callable[[bytes], Array | None]
 
@@ -24,6 +26,19 @@ class Deferred:
 def pixels(image: Any) -> Any:
     """What `image` stands for, if it is `Deferred`; else itself."""
     return image.pixels() if isinstance(image, Deferred) else image
+
+
+def decode(sample: Results) -> None:
+    """Puts arrays in the place of deferred images, in a sample and its partners."""
+    for part in (sample, *sample.get("mix_results", ())):
+        if isinstance(part.get("img"), Deferred):
+            part["img"] = part["img"].pixels()
+
+
+def is_colour(image: Any) -> bool:
+    """Whether an array, or what stands for one, is [height, width, 3] uint8."""
+    is_image = isinstance(image, (np.ndarray, Deferred))
+    return is_image and image.dtype == np.uint8 and len(image.shape) == 3 and image.shape[2] == 3
 
 
 class DecodedImage(Deferred):

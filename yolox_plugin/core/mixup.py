@@ -38,18 +38,23 @@ def fitted(image: Array, canvas: tuple[int, int], resize: Resize) -> tuple[Array
     return (image if size == (width, height) else resize(image, size)), scale
 
 
-def blend(image: Array, partner: Array, canvas: tuple[int, int], draw: Draw, pad_val: int) -> Array:
+def blend(image: Array, partner: Array, canvas: tuple[int, int], draw: Draw, pad_val: int, beyond: int = 0) -> Array:
     """The mean of an image and of a part of the partner's scaled canvas; see `yolox_ops.mixup_blend`.
 
     Args:
         image, partner: [height, width, 3] uint8, the partner `fitted` to the canvas.
         pad_val: of the canvas where the partner is not; negative for MMDetection's rounding where it has no float.
+        beyond: the level of what is beyond the canvas, if that is smaller than the image.
     """
     first, second = (torch.from_numpy(np.ascontiguousarray(part)) for part in (image, partner))
     scaled = scaled_canvas(canvas, draw.factor)
     mixed: Array = mixup_blend(
         first, second, canvas, scaled, draw.offset, draw.is_flipped, pad_val, cv2.ipp.useIPP()
     ).numpy()
+    if beyond:  # where the operator has mixed with 0
+        height, width = scaled
+        for strip in (np.s_[height:], np.s_[:height, width:]):
+            mixed[strip] = (image[strip].astype(np.uint16) + beyond) // 2
     return mixed
 
 

@@ -1,7 +1,6 @@
 """MMDetection's data sets of the standard YOLOX config, for workers that live long: seeds, switches and memory."""
 
 import contextlib
-import copy
 import os
 import shutil
 import tempfile
@@ -11,7 +10,6 @@ from typing import Any
 
 import mmcv
 import mmdet.datasets.coco
-import numpy as np
 from mmdet.datasets import CocoDataset as StockCocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.datasets.api_wrappers import COCOeval as StockCOCOeval
@@ -29,29 +27,15 @@ from mmdet.datasets.pipelines import (
 )
 from torch.utils.data import get_worker_info
 
-from ..core.cache import ImageCache, file_stamp
+from ..core.cache import ImageCache
 from ..core.coco_eval import COCOeval
-from ..core.images import DecodedImage, Deferred, EncodedImage, pixels
+from ..core.images import Results
+from ..core.mixing import Mixing, check_skip_type_keys
 from ..core.packed import PackedDict, PackedList
 from ..core.workers import Announcements
 from ..patches import has_own
 from ..protocol import Moment, TrainingPart
-from .transforms import MixUp, Mosaic, RandomAffine, Results, YOLOXHSVRandomAug
-
-# Steps that take images as `Deferred`.
-DEFERRING = {Mosaic, RandomAffine, MixUp, YOLOXHSVRandomAug}
-# Steps that write to no array or list that they are given.
-PURE = DEFERRING | {RandomFlip, Resize, Pad, FilterAnnotations, DefaultFormatBundle, Collect}
-
-
-def data_sets_in(dataset: Any) -> Iterator[Any]:
-    """The data set and all that it wraps, from the outside to the inside."""
-    yield dataset
-    inner = getattr(dataset, "dataset", None)
-    several = getattr(dataset, "datasets", ())
-    for part in (*([] if inner is None else [inner]), *(several if isinstance(several, (list, tuple)) else ())):
-        yield from data_sets_in(part)
-
+from .transforms import MixUp, Mosaic, RandomAffine, YOLOXHSVRandomAug
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -199,20 +183,7 @@ def _path(dataset: StockCocoDataset, info: Mapping[str, Any]) -> str:
     return name if dataset.img_prefix is None else os.path.join(dataset.img_prefix, name)
 
 
-def _decode(sample: Results) -> None:
-    if isinstance(sample.get("img"), Deferred):
-        sample["img"] = pixels(sample["img"])
-
-
-def check_skip_type_keys(skip_type_keys: Any) -> None:
-    """Raises TypeError for a string in the place of a sequence of strings: its letters would be the keys."""
-    if isinstance(skip_type_keys, str):
-        raise TypeError(
-            f"skip_type_keys must be a sequence of names such as ({skip_type_keys!r},), got {skip_type_keys!r} alone"
-        )
-
-
-class MultiImageMixDataset(StockMultiImageMixDataset, TrainingPart):
+class MultiImageMixDataset(StockMultiImageMixDataset, Mixing, TrainingPart):
     """The stock class, whose workers hear through shared memory which epoch it is and which steps to leave out. Samples
     are not copied, and of the standard loading pipeline, images are decoded only if they are seen.
 
@@ -223,6 +194,9 @@ class MultiImageMixDataset(StockMultiImageMixDataset, TrainingPart):
             machine, or nine tenths of the disk's free space. If the set does not fit, as many images as do.
         cache_dir: the folder for "disk", default that of the images with ".cache" added.
     """
+
+    _deferring = frozenset({Mosaic, RandomAffine, MixUp, YOLOXHSVRandomAug})
+    _gentle = _deferring | {RandomFlip, Resize, Pad, FilterAnnotations, DefaultFormatBundle, Collect}
 
     def __init__(
         self,
@@ -261,8 +235,7 @@ class MultiImageMixDataset(StockMultiImageMixDataset, TrainingPart):
     def start_epoch(self, moment: Moment) -> None:
         """Workers draw from (seed, epoch, rank, worker) from their next sample on, and leave out what is left out now.
         For a model that converts images itself, they come in uint8: a quarter of the bytes."""
-        self._announcements.start_epoch(moment.seed, moment.epoch, moment.rank)
-        self._announce_steps()
+        self._announce_epoch(moment.seed, moment.epoch, moment.rank)
         if moment.takes_uint8:
             self._kept_uint8 += [t for t in self.pipeline if type(t) is DefaultFormatBundle and t.img_to_float]
             for transform in self._kept_uint8:
@@ -281,37 +254,16 @@ class MultiImageMixDataset(StockMultiImageMixDataset, TrainingPart):
         super().update_skip_type_keys(skip_type_keys)
         self._announce_steps()
 
-    def _announce_steps(self) -> None:
-        """Again in each epoch, as steps may have been added."""
-        self._announcements.leave_out([name in self._skip_type_keys for name in self.pipeline_types])
-
-    def _load(self, index: int) -> Any:
-        """A sample of the inner data set that nobody else has."""
-        loaded = self._load_deferred(index) if _is_standard(self.dataset) else None
-        if loaded is not None:
-            return loaded
-        sample = copy.deepcopy(self.dataset[index])
-        if isinstance(sample, dict) and isinstance(sample.get("img"), np.ndarray):
-            sample["img"] = DecodedImage(sample["img"])
-        return sample
-
     def _load_deferred(self, index: int) -> Results | None:
-        """What `LoadImageFromFile` and `LoadAnnotations` make of a sample, but for the pixels, which come when wanted;
-        None if it has to be replaced by another."""
+        """What `LoadImageFromFile` and `LoadAnnotations` make of a sample."""
+        if not _is_standard(self.dataset):
+            return None
         load, annotate = self.dataset.pipeline.transforms
         info = self.dataset.data_infos[index]
         name = _path(self.dataset, info)
-        image: Deferred | None = None
-        keep = None
-        if self._cache is not None:
-            stamp = file_stamp(name)
-            found = self._cache.get(name, stamp)
-            image = None if found is None else DecodedImage(found)
-            keep = partial(self._cache.put, name, stamp)
-        if image is None:
-            if load.file_client is None:
-                load.file_client = mmcv.FileClient(**load.file_client_args)
-            image = EncodedImage(name, load.file_client.get(name), mmcv.imfrombytes, keep)
+        if load.file_client is None:
+            load.file_client = mmcv.FileClient(**load.file_client_args)
+        image = self._image(name, partial(load.file_client.get, name), mmcv.imfrombytes)
         sample: Results = {"img_info": info, "ann_info": self.dataset.get_ann_info(index)}
         self.dataset.pre_pipeline(sample)
         sample |= {"filename": name, "ori_filename": info["filename"], "img": image, "img_shape": image.shape,
@@ -319,42 +271,6 @@ class MultiImageMixDataset(StockMultiImageMixDataset, TrainingPart):
         annotated: Results | None = annotate(sample)
         return annotated
 
-    def _partners(self, transform: Any) -> list[Results]:
-        """The samples that a step mixes with its own."""
-        for _ in range(self.max_refetch):
-            indexes = transform.get_indexes(self.dataset)
-            partners = [self._load(index) for index in (indexes if isinstance(indexes, Sequence) else [indexes])]
-            if all(partner is not None for partner in partners):
-                return partners
-        raise RuntimeError(f"{self.max_refetch} times, the data set had no sample for {type(transform).__name__}")
-
-    def _transform(self, transform: Any, sample: Results) -> Results:
-        """One step, which is asked again if it has nothing to give."""
-        if type(transform) not in DEFERRING:
-            for part in (sample, *sample.get("mix_results", ())):
-                _decode(part)
-        for _ in range(self.max_refetch):
-            # Asked again, a step has to find the sample as it was: the dictionary is its own in any case.
-            given = dict(sample) if type(transform) in PURE else copy.deepcopy(sample)
-            result: Results | None = transform(given)
-            if result is not None:
-                return result
-        raise RuntimeError(f"{self.max_refetch} times, {type(transform).__name__} returned None for a sample")
-
     def __getitem__(self, idx: int) -> Any:
-        worker = get_worker_info()
-        skipped = self._skip_type_keys
-        if worker is not None:  # which has the keys of the time when it was started; the runner seeds the main process
-            self._announcements.follow(worker.id)
-            left_out = self._announcements.left_out()
-            skipped = [name for name, out in zip(self.pipeline_types, left_out, strict=False) if out]
-        sample = self._load(idx)
-        for transform, name in zip(self.pipeline, self.pipeline_types, strict=False):  # as far as both go, as stock
-            if name in skipped:
-                continue
-            if hasattr(transform, "get_indexes"):
-                sample["mix_results"] = self._partners(transform)
-            sample = self._transform(transform, sample)
-            sample.pop("mix_results", None)
-        _decode(sample)  # if no step has
-        return sample
+        """See the stock class."""
+        return self._sample(idx)

@@ -11,8 +11,9 @@ from mmdet.core.hook import YOLOXModeSwitchHook as StockModeSwitchHook
 
 from yolox_ops import ema_update_
 
+from ..core.mixing import check_skip_type_keys, data_sets_in
 from ..core.schedule import is_closing
-from .dataset import MultiImageMixDataset, check_skip_type_keys, data_sets_in
+from .dataset import MultiImageMixDataset
 
 
 class YOLOXModeSwitchHook(StockModeSwitchHook):

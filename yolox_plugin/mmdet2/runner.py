@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..core.checkpoint import numpy_allowed, read_newest, write_whole
+from ..core.mixing import data_sets_in
 from ..core.reading import read_together
 from ..core.seeds import seed_everything
 from ..protocol import Moment, TrainingPart
-from .dataset import data_sets_in
 from .detector import YOLOX
 
 

@@ -1,8 +1,6 @@
 """MMDetection's augmentations of the standard YOLOX config with less work: the same draws, boxes and labels, and the
 same pixels within a grey level. Inputs are left as they are, so that nobody has to copy them."""
 
-from typing import Any
-
 import mmcv
 import numpy as np
 from mmdet.core import find_inside_bboxes
@@ -14,13 +12,7 @@ from numpy import random
 
 from ..core import affine, mixup, mosaic
 from ..core.hsv import shift_hsv
-from ..core.images import Array, Deferred, pixels
-
-Results = dict[str, Any]
-
-
-def _is_colour(image: Array) -> bool:
-    return image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+from ..core.images import Deferred, Results, is_colour, pixels
 
 
 class Mosaic(StockMosaic):
@@ -100,7 +92,7 @@ class MixUp(StockMixUp):
         image, other = pixels(results["img"]), pixels(partner["img"])
         # With a `pad_val` that is no float, MMDetection enlarges in uint8.
         level = self.pad_val if isinstance(self.pad_val, float) else -1.0
-        if not (_is_colour(image) and _is_colour(other) and level in range(256)):
+        if not (is_colour(image) and is_colour(other) and level in range(256)):
             partner = partner | {"img": other, "gt_bboxes": partner["gt_bboxes"].copy()}  # which is written to
             stock: Results = super()._mixup_transform(results | {"img": image, "mix_results": [partner]})
             return stock
@@ -134,7 +126,7 @@ class YOLOXHSVRandomAug(StockYOLOXHSVRandomAug):
 
     def __call__(self, results: Results) -> Results:
         image = pixels(results["img"])
-        if not _is_colour(image):
+        if not is_colour(image):
             changed: Results = super().__call__(results | {"img": image.copy()})  # which is written to
             return changed
         deltas = (self.hue_delta, self.saturation_delta, self.value_delta)

@@ -11,8 +11,9 @@ from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from ..core.mixing import check_skip_type_keys, data_sets_in
 from ..core.schedule import is_closing
-from .dataset import MultiImageMixDataset, check_skip_type_keys, data_sets_in
+from .dataset import MultiImageMixDataset
 from .history import DeferredHistory, Waiting
 
 SHORTEST_HISTORY = 10_000  # values

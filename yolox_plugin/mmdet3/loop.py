@@ -8,9 +8,9 @@ from mmengine.dist import broadcast_object_list
 from mmengine.runner.loops import EpochBasedTrainLoop as StockEpochBasedTrainLoop
 from torch import nn
 
+from ..core.mixing import data_sets_in
 from ..core.seeds import seed_everything
 from ..protocol import Moment, TrainingPart
-from .dataset import data_sets_in
 
 
 class EpochBasedTrainLoop(StockEpochBasedTrainLoop):

@@ -29,7 +29,8 @@ from mmdet.datasets import build_dataloader, build_dataset
 from mmdet.utils import get_root_logger, setup_multi_processes
 
 from ..core.checkpoint import newest_checkpoint
-from ..mmdet2.dataset import CocoDataset, data_sets_in
+from ..core.mixing import data_sets_in
+from ..mmdet2.dataset import CocoDataset
 from ..mmdet2.ddp import init_process_group
 from . import annotations, checks, folders, launch, report
 from .config import listed, load_config, text_of

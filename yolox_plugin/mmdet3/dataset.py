@@ -1,0 +1,141 @@
+"""MMDetection's data set that mixes images, for workers that live long: seeds and switches."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import mmcv
+from mmcv.transforms import LoadImageFromFile
+from mmdet.datasets import CocoDataset
+from mmdet.datasets import MultiImageMixDataset as StockMultiImageMixDataset
+from mmdet.datasets.transforms import (
+    FilterAnnotations,
+    LoadAnnotations,
+    PackDetInputs,
+    Pad,
+    RandomFlip,
+    Resize,
+)
+from mmdet.datasets.transforms import MixUp as StockMixUp
+from mmengine import fileio
+from mmengine.dataset import Compose
+
+from ..core.cache import ImageCache
+from ..core.images import Results
+from ..core.mixing import Mixing, check_skip_type_keys
+from ..core.workers import Announcements
+from ..patches import has_own
+from ..protocol import Moment, TrainingPart
+from .transforms import MixUp, Mosaic, RandomAffine, YOLOXHSVRandomAug
+
+
+def _is_standard(dataset: Any) -> bool:
+    """Whether its samples are an image as OpenCV reads it and boxes."""
+    if not isinstance(dataset, CocoDataset) or has_own(dataset, ("__getitem__", "prepare_data", "get_data_info")):
+        return False
+    if type(dataset.pipeline) is not Compose or has_own(dataset.pipeline, ["__call__"]):
+        return False
+    transforms = dataset.pipeline.transforms
+    if [type(transform) for transform in transforms] != [LoadImageFromFile, LoadAnnotations]:
+        return False
+    load, annotate = transforms
+    if has_own(load, ("__call__", "transform")):
+        return False
+    files = (load.file_client_args, load.backend_args, load.ignore_empty)
+    image = (load.color_type, load.imdecode_backend, load.to_float32)
+    annotations = (annotate.with_bbox, annotate.with_mask, annotate.with_seg)
+    return (files, image, annotations) == ((None, None, False), ("color", "cv2", False), (True, False, False))
+
+
+class _WithoutImages:
+    """The samples of a standard data set with their boxes alone: all that `MixUp` looks at to choose a partner."""
+
+    def __init__(self, dataset: CocoDataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Results:
+        annotate = self._dataset.pipeline.transforms[1]
+        annotated: Results = annotate(self._dataset.get_data_info(index))
+        return annotated
+
+
+class MultiImageMixDataset(StockMultiImageMixDataset, Mixing, TrainingPart):
+    """The stock class, whose workers hear through shared memory which epoch it is and which steps to leave out. Samples
+    are not copied, and of the standard loading pipeline, images are decoded only if they are seen.
+
+    Args:
+        cache: "ram" or "disk": keep decoded images there, for all workers. "ram" is one process's with its workers;
+            "disk" is shared by all processes of a machine, and by later runs.
+        cache_bytes: what it may take, default half of the memory that is available, shared among the processes of the
+            machine, or nine tenths of the disk's free space. If the set does not fit, as many images as do.
+        cache_dir: the folder for "disk", default that of the images with ".cache" added.
+    """
+
+    _deferring = frozenset({Mosaic, RandomAffine, MixUp, YOLOXHSVRandomAug})
+    _gentle = _deferring | {RandomFlip, Resize, Pad, FilterAnnotations, PackDetInputs}
+
+    def __init__(
+        self,
+        dataset: Any,
+        pipeline: Sequence[str],
+        skip_type_keys: Sequence[str] | None = None,
+        max_refetch: int = 15,
+        lazy_init: bool = False,
+        *,
+        cache: str | None = None,
+        cache_bytes: int | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        self._announcements = Announcements()
+        check_skip_type_keys(skip_type_keys)
+        super().__init__(dataset, pipeline, skip_type_keys, max_refetch, lazy_init)
+        self._announce_steps()
+        self._cache = None
+        if cache is not None:
+            if not _is_standard(self.dataset):
+                raise ValueError(f"cache={cache!r} needs a CocoDataset with LoadImageFromFile, LoadAnnotations alone")
+            infos = map(self.dataset.get_data_info, range(len(self.dataset)))
+            shapes = {info["img_path"]: (info["height"], info["width"]) for info in infos}
+            folder = cache_dir or f"{str(self.dataset.data_prefix['img']).rstrip('/')}.cache"
+            self._cache = ImageCache(shapes, cache, cache_bytes, folder)
+
+    def start_epoch(self, moment: Moment) -> None:
+        """Workers draw from (seed, epoch, rank, worker) from their next sample on, and leave out what is left out
+        now."""
+        self._announce_epoch(moment.seed, moment.epoch, moment.rank)
+
+    def end_epoch(self) -> None:
+        """Ends what `start_epoch` began, but for samples of workers that live on."""
+        self._announcements.end_epoch()
+
+    def update_skip_type_keys(self, skip_type_keys: Sequence[str]) -> None:
+        """Leaves out the steps of these types, in living workers too."""
+        check_skip_type_keys(skip_type_keys)
+        super().update_skip_type_keys(skip_type_keys)
+        self._announce_steps()
+
+    def _load_deferred(self, index: int) -> Results | None:
+        """What `LoadImageFromFile` and `LoadAnnotations` make of a sample."""
+        if not _is_standard(self.dataset):
+            return None
+        load, annotate = self.dataset.pipeline.transforms
+        sample: Results = self.dataset.get_data_info(index)
+        name = sample["img_path"]
+        read = partial(fileio.get, name, backend_args=load.backend_args)
+        decode = partial(mmcv.imfrombytes, flag=load.color_type, backend=load.imdecode_backend)
+        image = self._image(name, read, decode)
+        sample |= {"img": image, "img_shape": image.shape[:2], "ori_shape": image.shape[:2]}
+        annotated: Results | None = annotate(sample)
+        return annotated
+
+    def _partners_from(self, transform: Any) -> Any:
+        """Stock's `MixUp` decodes images only to see whether they have boxes."""
+        asks_for_boxes = isinstance(transform, StockMixUp) and not has_own(transform, ["get_indexes"])
+        return _WithoutImages(self.dataset) if asks_for_boxes and _is_standard(self.dataset) else self.dataset
+
+    def __getitem__(self, idx: int) -> Any:
+        """See the stock class."""
+        return self._sample(idx)

@@ -1,0 +1,153 @@
+"""MMDetection's augmentations of the standard YOLOX config with less work: the same draws, boxes and labels, and the
+same pixels within a grey level. Inputs are left as they are, so that nobody has to copy them."""
+
+import copy
+
+import mmcv
+import numpy as np
+from mmdet.datasets.transforms import MixUp as StockMixUp
+from mmdet.datasets.transforms import Mosaic as StockMosaic
+from mmdet.datasets.transforms import RandomAffine as StockRandomAffine
+from mmdet.datasets.transforms import YOLOXHSVRandomAug as StockYOLOXHSVRandomAug
+from mmdet.structures.bbox import HorizontalBoxes
+from numpy import random
+
+from ..core import affine, mixup, mosaic
+from ..core.hsv import shift_hsv
+from ..core.images import Deferred, Results, decode, is_colour, pixels
+from ..patches import has_own
+
+LABELS = ("gt_bboxes_labels", "gt_ignore_flags")
+
+
+def _is_usual(sample: Results, partners: int = 0) -> bool:
+    """Whether a sample is a colour image with horizontal boxes, labels and ignore flags, and so are its partners."""
+    mixed = sample.get("mix_results", []) if partners else []
+    return (
+        is_colour(sample.get("img"))
+        and type(sample.get("gt_bboxes")) is HorizontalBoxes
+        and all(isinstance(sample.get(key), np.ndarray) for key in LABELS)
+        and "gt_masks" not in sample
+        and len(mixed) == partners
+        and all(map(_is_usual, mixed))
+    )
+
+
+def _for_stock(sample: Results) -> Results:
+    """A copy for stock's code, which knows arrays only and writes to what it is given."""
+    own = dict(sample)
+    if "mix_results" in own:
+        own["mix_results"] = [dict(partner) for partner in own["mix_results"]]
+    decode(own)
+    return copy.deepcopy(own)
+
+
+def _inside(boxes: list[HorizontalBoxes], samples: list[Results], size: tuple[int, int]) -> Results:
+    """The boxes of all samples that reach into a picture of `size` (height, width), with their labels and flags."""
+    joined = boxes[0].cat(boxes)
+    inside = joined.is_inside(size).numpy()
+    labels = {key: np.concatenate([sample[key] for sample in samples])[inside] for key in LABELS}
+    return {"gt_bboxes": joined[inside], **labels}
+
+
+class Mosaic(StockMosaic):
+    """The stock class. Of an image that is `Deferred`, so is the mosaic."""
+
+    def transform(self, results: Results) -> Results:
+        """See the stock class."""
+        if has_own(StockMosaic, ["transform"]) or not _is_usual(results, partners=3):
+            stock: Results = super().transform(_for_stock(results))
+            return stock
+        if random.uniform(0, 1) > self.prob:
+            return results
+        width, height = self.img_scale
+        centre = tuple(int(random.uniform(*self.center_ratio_range) * side) for side in self.img_scale)
+        samples = [results, *results["mix_results"]]
+        image, moves = mosaic.arrange(
+            [sample["img"] for sample in samples], (height, width), centre, self.pad_val, self._mosaic_combine,
+            mmcv.imresize,
+        )  # fmt: skip
+        size = (2 * height, 2 * width)
+        boxes = [sample["gt_bboxes"].clone() for sample in samples]
+        for moved, move in zip(boxes, moves, strict=True):
+            moved.rescale_((move.scale, move.scale))
+            moved.translate_((move.x, move.y))
+            if self.bbox_clip_border:
+                moved.clip_(size)
+        return results | {
+            "img": image if isinstance(results["img"], Deferred) else image.pixels(),
+            "img_shape": image.shape[:2],
+            **_inside(boxes, samples, size),
+        }
+
+
+class RandomAffine(StockRandomAffine):
+    """The stock class; of a mosaic it asks only for what its picture shows."""
+
+    def transform(self, results: Results) -> Results:
+        """See the stock class."""
+        if has_own(StockRandomAffine, ["transform"]) or not _is_usual(results):
+            stock: Results = super().transform(_for_stock(results))
+            return stock
+        image = results["img"]
+        width, height = (side + 2 * border for side, border in zip(image.shape[1::-1], self.border, strict=True))
+        matrix = self._get_random_homography_matrix(height, width)
+        warped = affine.warp_image(image, matrix, (width, height), self.border_val)
+        results = results | {"img": warped, "img_shape": warped.shape[:2]}
+        if len(results["gt_bboxes"]):
+            boxes = results["gt_bboxes"].clone()
+            boxes.project_(matrix)
+            if self.bbox_clip_border:
+                boxes.clip_((height, width))
+            results |= _inside([boxes], [results], (height, width))
+        return results
+
+
+class MixUp(StockMixUp):
+    """The stock class, by one pass over the picture."""
+
+    def transform(self, results: Results) -> Results:
+        """See the stock class."""
+        # With a `pad_val` that is no float, MMDetection enlarges in uint8.
+        level = self.pad_val if isinstance(self.pad_val, float) else -1.0
+        if has_own(StockMixUp, ["transform"]) or not _is_usual(results, partners=1) or level not in range(256):
+            stock: Results = super().transform(_for_stock(results))
+            return stock
+        [partner] = results["mix_results"]
+        if not len(partner["gt_bboxes"]):
+            return results
+        image, other = pixels(results["img"]), pixels(partner["img"])
+        size = image.shape[:2]
+        canvas = self.dynamic_scale[::-1]
+        factor = random.uniform(*self.ratio_range)
+        is_flipped = random.uniform(0, 1) > self.flip_ratio
+        scaled = mixup.scaled_canvas(canvas, factor)
+        y, x = mixup.draw_offset(scaled, size)
+        other, scale = mixup.fitted(other, canvas, mmcv.imresize)
+        drawn = mixup.Draw(factor, is_flipped, (y, x))
+        mixed = mixup.blend(image, other, canvas, drawn, pad_val=int(level), beyond=int(level))
+        boxes = partner["gt_bboxes"].clone()
+        boxes.rescale_((scale * factor, scale * factor))
+        if self.bbox_clip_border:
+            boxes.clip_(scaled)
+        if is_flipped:
+            boxes.flip_(scaled)
+        boxes.translate_((-x, -y))
+        if self.bbox_clip_border:
+            boxes.clip_(size)
+        return results | {
+            "img": mixed,
+            "img_shape": mixed.shape[:2],
+            **_inside([results["gt_bboxes"], boxes], [results, partner], size),
+        }
+
+
+class YOLOXHSVRandomAug(StockYOLOXHSVRandomAug):
+    """The stock class, by a table for each channel."""
+
+    def transform(self, results: Results) -> Results:
+        """See the stock class."""
+        if has_own(StockYOLOXHSVRandomAug, ["transform"]) or not is_colour(results.get("img")):
+            stock: Results = super().transform(_for_stock(results))
+            return stock
+        return results | {"img": shift_hsv(pixels(results["img"]), self._get_hsv_gains())}
