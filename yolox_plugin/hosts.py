@@ -1,6 +1,7 @@
 """Which line of MMDetection is here."""
 
 import importlib
+import importlib.metadata
 import importlib.util
 import re
 from pathlib import Path
@@ -62,8 +63,12 @@ def version_of(package: str) -> str:
     if spec is None:
         return "not there"
     file = Path(spec.origin).with_name("version.py") if spec.origin else None
-    match = re.search(r"^__version__ = ['\"](.+)['\"]", file.read_text(), re.M) if file and file.is_file() else None
-    return match[1] if match else "unknown"
+    text = file.read_text() if file and file.is_file() else ""
+    if match := re.search(r"^__version__ = ['\"](.+)['\"]", text, re.M):
+        return match[1]
+    if match := re.search(r"^__version__ = version\(['\"](.+)['\"]\)", text, re.M):  # of the maintained fork, onedl
+        return importlib.metadata.version(match[1])
+    return "unknown"
 
 
 def _unusable(message: str) -> ImportError:
