@@ -2,7 +2,7 @@
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 BIN := .venv/bin
 
-.PHONY: demo test test-npu test-torch test-torch-newest test-sanitize lint bench bench-npu measure figures aarch64 clean
+.PHONY: demo test test-mmdet2 test-mmdet3 test-npu test-torch test-torch-newest test-sanitize lint bench bench-npu measure figures aarch64 clean
 
 .venv/ready: $(SOURCES) scripts/setup_env.sh
 	@bash scripts/setup_env.sh
@@ -15,9 +15,18 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/python -m yolox_plugin.demo
 
+test: test-npu test-mmdet2 test-mmdet3
+
 # Up to four tests at once, each with one thread: more threads than cores wait for each other.
-test: .venv/full test-npu
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+
+test-mmdet2: .venv/full
+	@echo "== MMDetection 2.28.2"
+	$(PYTEST)
+
+test-mmdet3: .venv/full
+	@echo "== MMDetection 3.3.0"
+	PYTHONPATH="$(CURDIR)/.venv/mmdet3" $(PYTEST) tests/core tests/mmdet3
 
 .venv-npu/ready: $(SOURCES) scripts/setup_npu_sim.sh tests/npu_sim/fake_cann.py $(shell find yolox_ops yolox_plugin -name '*.py')
 	@bash scripts/setup_npu_sim.sh; status=$$?; \

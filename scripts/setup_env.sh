@@ -1,13 +1,13 @@
 #!/bin/bash
 # Creates .venv with pinned dependencies and builds yolox-ops into it. Each step is skipped when its result is there.
-# mmcv comes without its operators, which YOLOX does without; `setup_env.sh full` compiles mmcv-full, for the tests that
-# compare with it.
+# mmcv comes without its operators, which YOLOX does without; `setup_env.sh full` adds what tests want: mmcv-full, which it
+# compiles, and MMDetection 3 in a folder of its own, with which it comes first on PYTHONPATH.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 venv=.venv
 steps=6
-[ "${1:-}" = full ] && steps=7
+[ "${1:-}" = full ] && steps=8
 mkdir -p "$venv/logs"
 
 # step NUMBER TITLE CHECK COMMAND: the check says whether there is anything to do
@@ -59,3 +59,5 @@ step 7 "compiling mmcv-full (10 minutes on 2 cores)" \
   "MMCV_WITH_OPS=1 $pip wheel -v --no-build-isolation --no-deps --no-cache-dir -w $venv/wheels mmcv-full==1.7.2 &&
    MMCV_WITH_OPS=0 $pip install --no-build-isolation --no-deps --upgrade --target $venv/mmcv-lite mmcv==1.7.2 &&
    $pip uninstall -y mmcv && $pip install --no-deps --force-reinstall $venv/wheels/mmcv_full-1.7.2-*.whl"
+step 8 "MMDetection 3" "[ -d $venv/mmdet3/mmdet ]" \
+  "$pip install --no-deps --target $venv/mmdet3 mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"

@@ -2,7 +2,11 @@
 
 import sys
 
-from .run.train import main
+from .hosts import require
+
+require("mmdet2", "python -m yolox_plugin.train")
+
+from .run.train import main  # noqa: E402  reads MMDetection 2's configs
 
 if __name__ == "__main__":
     sys.exit(main())
