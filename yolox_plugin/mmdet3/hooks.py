@@ -109,7 +109,7 @@ class RuntimeInfoHook(StockRuntimeInfoHook):
             if not isinstance(hub.log_scalars.get(key), DeferredHistory):
                 begin = hub.log_scalars.get(key, HistoryBuffer())
                 hub.log_scalars[key] = DeferredHistory(self._waiting, begin, self._length)
-                hub.resumed_keys[key] = True
+                hub._set_resumed_keys(key, True)
             hub.log_scalars[key].update(value)
         super().after_train_iter(runner, batch_idx, data_batch, others)
         for history in hub.log_scalars.values():
