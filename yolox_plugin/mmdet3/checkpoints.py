@@ -25,9 +25,10 @@ def allow_own_checkpoints() -> None:
 
 def _statistic(owner: Any, name: str) -> Any:
     """In the place of `getattr`, which a checkpoint may use for a history's statistics alone."""
-    if owner is not HistoryBuffer or name not in HistoryBuffer._statistics_methods:
+    statistics = HistoryBuffer()._statistics_methods  # of the class, which has none before it is called
+    if owner is not HistoryBuffer or name not in statistics:
         raise pickle.UnpicklingError(f"the checkpoint asks for attribute {name!r} of {owner!r}, which is not allowed")
-    return HistoryBuffer._statistics_methods[name]
+    return statistics[name]
 
 
 def is_local(place: str) -> bool:
