@@ -1,4 +1,4 @@
-"""Batches as MMDetection's pipeline would give them, and a small detector, for the tests of head and detector."""
+"""What a runner gives to a detector, and a small one, for the tests of head and detector."""
 
 from pathlib import Path
 from unittest.mock import patch
@@ -11,28 +11,11 @@ from mmdet.core.bbox.builder import BBOX_ASSIGNERS
 from mmdet.models import DETECTORS, build_detector
 from mmdet.models.dense_heads.yolox_head import YOLOXHead as StockHead
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
+from scenes import batch
 
 import yolox_plugin  # noqa: F401  registers its classes
 
 CONFIGS = Path(mmdet.__file__).parent / ".mim/configs/yolox"
-
-
-def batch(seed, gts, size):
-    """An image batch with as many gts as `gts` says for each image.
-
-    None is so thin that it runs out of priors in box and centre: beyond those, costs carry +1e5, many are equal in
-    float32, and which of them torch.topk takes is open. The operator tests cover that.
-    """
-    g = torch.Generator().manual_seed(seed)
-    boxes, labels = [], []
-    for count in gts:
-        center = torch.rand(count, 2, generator=g) * size
-        extent = torch.rand(count, 2, generator=g) ** 2 * size / 2 + 28
-        boxes.append(torch.cat([center - extent / 2, center + extent / 2], 1))
-        labels.append(torch.randint(80, (count,), generator=g))
-    # Contrast of large parts, as photographs have it: bfloat16 loses white noise behind a few layers.
-    parts = torch.rand(len(gts), 3, 20, 20, generator=g) * 255
-    return torch.nn.functional.interpolate(parts, size=(size, size), mode="bilinear"), boxes, labels
 
 
 def build(cfg, *, stock):

@@ -3,19 +3,20 @@
 import pytest
 import torch
 import torch.distributed as dist
-from batches import CONFIGS, batch, build
+from batches import CONFIGS, build
 from mmcv import Config, ConfigDict
 from mmcv.cnn.bricks import Swish
 from mmdet.core import MlvlPointGenerator
 from mmdet.core.bbox.assigners.sim_ota_assigner import SimOTAAssigner as StockAssigner
 from mmdet.models.dense_heads.yolox_head import YOLOXHead as StockHead
+from scenes import batch, predictions
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from yolox_plugin.core.predictions import grid_priors
 from yolox_plugin.core.targets import bucket, constant
 from yolox_plugin.mmdet2.assigner import SimOTAAssigner
-from yolox_plugin.mmdet2.detector import FusedSwish
 from yolox_plugin.mmdet2.head import YOLOXHead
+from yolox_plugin.precision import FusedSwish
 
 
 def detector(name, *, stock):
@@ -24,32 +25,6 @@ def detector(name, *, stock):
     assert type(model.bbox_head) is (StockHead if stock else YOLOXHead)
     assert type(model.bbox_head.assigner) is (StockAssigner if stock else SimOTAAssigner)
     return model.train()
-
-
-def predictions(seed, boxes, labels, size, noise=0.1):
-    """What a trained net might say: per level class scores, box predictions and objectness, as leaves."""
-    g = torch.Generator().manual_seed(seed)
-    levels = []
-    for stride in (8, 16, 32):
-        n = size // stride
-        y, x = torch.meshgrid(torch.arange(n) * stride, torch.arange(n) * stride, indexing="ij")
-        prior = torch.stack([x, y], -1).view(-1, 2).float()
-        cls, box, obj = [], [], []
-        for gt, label in zip(boxes, labels, strict=True):
-            logits = torch.randn(n * n, 80, generator=g) - 5
-            delta = torch.randn(n * n, 4, generator=g) * noise
-            objectness = torch.randn(n * n, 1, generator=g) - 2
-            if len(gt):
-                center, extent = (gt[:, :2] + gt[:, 2:]) / 2, (gt[:, 2:] - gt[:, :2]).clamp(min=1)
-                distance, nearest = torch.cdist(prior + stride / 2, center).min(1)
-                delta[:, :2] += (center[nearest] - prior) / stride
-                delta[:, 2:] += (extent[nearest] / stride).log()
-                logits[torch.arange(n * n), label[nearest]] += 5
-                objectness[:, 0] += 3 * (distance < 2 * stride)
-            for rows, value in ((cls, logits), (box, delta), (obj, objectness)):
-                rows.append(value.t().reshape(-1, n, n))
-        levels.append([torch.stack(rows).requires_grad_() for rows in (cls, box, obj)])
-    return tuple(zip(*levels, strict=True))
 
 
 def losses_and_gradients(head, levels, boxes, labels):

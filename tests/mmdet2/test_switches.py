@@ -148,50 +148,76 @@ def test_all_can_be_put_back():
     assert result.stdout.strip() == f"assigner head {TRAINING} {PIPELINE}", result.stderr
 
 
-@pytest.mark.parametrize(
-    ("mmcv", "mmdet", "message"),
-    [
-        ("2.1.0", "3.3.0", "found mmcv 2.1.0 and mmdet 3.3.0"),
-        ("2.1.0", "2.28.2", "found mmcv 2.1.0 and mmdet 2.28.2"),
-        ("1.7.2", "2.27.0", "found mmcv 1.7.2 and mmdet 2.27.0"),
-        ("1.7.2", None, "found mmcv 1.7.2 and mmdet not there"),
-        (None, None, "found mmcv not there and mmdet not there"),
-    ],
-    ids=str,
-)
-def test_versions_that_it_is_not_made_for(tmp_path, mmcv, mmdet, message):
-    """One sentence, before anything is imported of them."""
-    for name, version in (("mmcv", mmcv), ("mmdet", mmdet)):
-        if version:
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "__init__.py").write_text("from .version import __version__\n")
-            (tmp_path / name / "version.py").write_text(f"# Copyright\n__version__ = '{version}'\n")
+def import_beside(folder, versions, failing=None):
+    """What comes of importing the plugin where of MMDetection's packages these are, of these versions, and no others;
+    `failing` cannot be imported."""
+    for name, version in versions.items():
+        (folder / name).mkdir()
+        fails = 'raise ImportError("libcudart.so.12: no such\\nfile")' if name == failing else ""
+        (folder / name / "__init__.py").write_text(f"from .version import __version__\n{fails}\n")
+        (folder / name / "version.py").write_text(f"# Copyright\n__version__ = '{version}'\n")
     program = f"""
 import importlib.machinery, sys
-class Finder:  # these and no others
+PATH_FINDER = importlib.machinery.PathFinder
+class Finder:
     def find_spec(name, path=None, target=None):
-        if name in ("mmcv", "mmdet"):
-            return importlib.machinery.PathFinder.find_spec(name, [{str(tmp_path)!r}])
-        if name.split(".")[0] in ("mmcv", "mmdet"):
+        if name in ("mmcv", "mmdet", "mmengine"):
+            return PATH_FINDER.find_spec(name, [{str(folder)!r}])
+        if name.split(".")[0] == "mmdet":
             raise AssertionError(f"imports {{name}}")
-sys.meta_path.insert(0, Finder)
-path_finder = [f for f in sys.meta_path if f is importlib.machinery.PathFinder]
 class Rest:
     def find_spec(name, path=None, target=None):
-        return None if name in ("mmcv", "mmdet") else importlib.machinery.PathFinder.find_spec(name, path, target)
-sys.meta_path[sys.meta_path.index(path_finder[0])] = Rest
+        return None if name in ("mmcv", "mmdet", "mmengine") else PATH_FINDER.find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PATH_FINDER)] = Rest
+sys.meta_path.insert(0, Finder)
 try:
     import yolox_plugin
 except ImportError as error:
     print(type(error).__name__, error)
-assert not {{"mmcv", "mmdet", "mmcv._ext"}} & set(sys.modules)
+assert not {{"mmdet", "mmcv._ext"}} & set(sys.modules)
 """
     result = run(program)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("ImportError yolox_plugin needs mmcv 1.x and MMDetection 2.28.x, "), result.stderr
-    assert message in result.stdout
-    assert "pip install mmcv-full==1.7.2 mmdet==2.28.2" in result.stdout
-    assert len(result.stdout.splitlines()) == 1
+    [line] = result.stdout.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("mmcv", "mmdet"),
+    [
+        ("2.1.0", "2.28.2"), ("1.7.2", "2.27.0"), ("1.7.2", "3.3.0"), ("2.1.0", "3.2.0"), ("2.1.0", "3.6.0"),
+        ("1.7.2", None), ("2.1.0", None), (None, "3.3.0"), (None, None),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_versions_that_it_is_not_made_for(tmp_path, mmcv, mmdet):
+    """One sentence, before anything is imported of them."""
+    versions = {name: version for name, version in (("mmcv", mmcv), ("mmdet", mmdet)) if version}
+    assert import_beside(tmp_path, versions, failing="mmcv") == (
+        "ImportError yolox_plugin needs mmcv 1.x with MMDetection 2.28.x, or mmcv 2.x with MMDetection 3.3 to 3.5;"
+        f" found mmcv {mmcv or 'not there'} and mmdet {mmdet or 'not there'}:"
+        " pip install mmcv-full==1.7.2 mmdet==2.28.2 (MMDetection 2.28);"
+        " or pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0 (MMDetection 3)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("versions", "failing", "reason"),
+    [
+        ({"mmcv": "1.7.2", "mmdet": "2.28.2"}, "mmcv", "libcudart.so.12: no such file"),
+        ({"mmcv": "2.1.0", "mmdet": "3.3.0", "mmengine": "0.10.7"}, "mmcv", "libcudart.so.12: no such file"),
+        ({"mmcv": "2.3.6", "mmdet": "3.5.1", "mmengine": "0.10.12"}, "mmengine", "libcudart.so.12: no such file"),
+        ({"mmcv": "2.1.0", "mmdet": "3.3.0"}, "mmengine", "No module named 'mmengine'"),
+    ],
+    ids=str,
+)
+def test_packages_that_cannot_be_imported(tmp_path, versions, failing, reason):
+    install = {"1": "mmcv-full==1.7.2 mmdet==2.28.2", "2": "mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"}
+    assert import_beside(tmp_path, versions, failing) == (
+        f"ImportError yolox_plugin found mmcv {versions['mmcv']} and mmdet {versions['mmdet']}, but {failing} cannot be"
+        f" imported ({reason}): pip uninstall mmcv mmcv-full mmcv-lite mmengine, then pip install"
+        f" {install[versions['mmcv'][0]]}"
+    )
 
 
 REPLACEMENTS = [replacement for pairs in PARTS.values() for _, replacement in pairs]

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from batches import CONFIGS, batch
+from batches import CONFIGS
 from device import recorded
 from mmcv import Config, ConfigDict
 from mmcv.runner import HOOKS, build_optimizer
 from mmdet.models import build_detector
+from scenes import batch
 
 import yolox_plugin
 from yolox_plugin.mmdet2.head import YOLOXHead

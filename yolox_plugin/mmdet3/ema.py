@@ -4,7 +4,7 @@ import math
 
 import torch
 from mmdet.models.layers.ema import ExpMomentumEMA as StockExpMomentumEMA
-from torch import nn
+from torch import Tensor, nn
 
 from yolox_ops import ema_update_
 
@@ -14,7 +14,8 @@ from ..patches import has_own
 class ExpMomentumEMA(StockExpMomentumEMA):
     """The stock class. The number of steps is read from the device only when somebody has set it."""
 
-    _known: tuple[int, int] | None = None  # the version of `steps` that was read, and its value
+    # The tensor that was read or changed here, torch's count of its changes, and its value.
+    _known: tuple[Tensor, int, int] | None = None
 
     def update_parameters(self, model: nn.Module) -> None:
         """See the stock class, whose own code asks what a subclass has put in the place of `avg_func`, and serves
@@ -38,9 +39,9 @@ class ExpMomentumEMA(StockExpMomentumEMA):
                 for average, source in zip(self.module.buffers(), model.buffers(), strict=True):
                     average.data.copy_(source.data)
             self.steps += 1
-        self._known = (self.steps._version, steps + 1)
+        self._known = (self.steps, self.steps._version, steps + 1)
 
     def _steps(self) -> int:
-        if self._known is None or self._known[0] != self.steps._version:
-            self._known = (self.steps._version, int(self.steps))
-        return self._known[1]
+        if self._known is None or self._known[0] is not self.steps or self._known[1] != self.steps._version:
+            self._known = (self.steps, self.steps._version, int(self.steps))
+        return self._known[2]

@@ -1,5 +1,6 @@
 """Hooks of MMDetection 3 and mmengine of the standard YOLOX config, with their faults mended."""
 
+import bisect
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from mmdet.engine.hooks import YOLOXModeSwitchHook as StockModeSwitchHook
 from mmengine.hooks import RuntimeInfoHook as StockRuntimeInfoHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..core.mixing import check_skip_type_keys, data_sets_in
 from ..core.schedule import is_closing
@@ -61,11 +62,13 @@ class SyncNormHook(StockSyncNormHook):
     _epoch: int | None = None  # at whose end they were averaged
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Where the loop is going to validate."""
+        """Where mmengine's loop is going to validate."""
         loop, epoch = runner.train_loop, runner.epoch + 1
-        if runner.val_loop is None or epoch < loop.val_begin:
+        if runner.val_loop is None or not isinstance(loop, EpochBasedTrainLoop) or epoch < loop.val_begin:
             return
-        if epoch % loop.val_interval == 0 or epoch == loop.max_epochs:
+        # The loop decides for this interval when this hook has been called.
+        interval = loop.dynamic_intervals[bisect.bisect(loop.dynamic_milestones, epoch + 1) - 1]
+        if epoch % interval == 0 or epoch == loop.max_epochs:
             super().before_val_epoch(runner)
             self._epoch = epoch
 
