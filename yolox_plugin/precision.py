@@ -38,7 +38,7 @@ class Precision:
     def prepare(self, network: nn.Module) -> None:
         """To be called once for a network that is built."""
         if self._channels_last:
-            network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for module in network.modules():
             if type(module) is Swish:  # it stays the same module, with whatever hooks it has
                 module.__class__ = FusedSwish

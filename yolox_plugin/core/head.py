@@ -1,6 +1,6 @@
 """What the heads of both hosts do for a whole batch."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ class BatchHead:
         scaled = torch.stack(list(losses.values())) * (weights / self.mean_over_ranks(count).clamp(min=1.0))
         return dict(zip(losses, scaled.unbind(), strict=True))
 
-    def _loss_modules(self) -> Mapping[str, Any]:
+    def _loss_modules(self) -> dict[str, Any]:
         names = ("loss_cls", "loss_bbox", "loss_obj", *(["loss_l1"] if self.use_l1 else []))
         return {name: getattr(self, name) for name in names}
 
@@ -78,7 +78,7 @@ class BatchHead:
         cross_entropy, iou, l1 = self.loss_kinds
         kinds = {"loss_cls": cross_entropy, "loss_obj": cross_entropy, "loss_bbox": iou, "loss_l1": l1}
         return all(
-            type(loss) is kinds[name]
+            loss.__class__ is kinds[name]
             and loss.reduction == "sum"
             and (
                 kinds[name] is not cross_entropy

@@ -42,6 +42,8 @@ class DeferredHistory(HistoryBuffer):
     def __init__(self, waiting: Waiting, begin: HistoryBuffer, max_length: int) -> None:
         """Goes on with what `begin` has, and keeps `max_length` values."""
         self._waiting = waiting
+        self._values: np.ndarray[Any, Any]
+        self._counts: np.ndarray[Any, Any]
         super().__init__(begin._log_history[-max_length:], begin._count_history[-max_length:], max_length)
 
     def update(self, log_val: int | float | Tensor, count: int = 1) -> None:

@@ -32,6 +32,8 @@ class YOLOXModeSwitchHook(StockModeSwitchHook):
     ) -> None:
         check_skip_type_keys(skip_type_keys)
         super().__init__(num_last_epochs, skip_type_keys)
+        self._restart_dataloader: bool
+        self._has_switched: bool
 
     def before_train_epoch(self, runner: Runner) -> None:
         """See the stock class."""

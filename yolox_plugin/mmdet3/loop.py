@@ -35,7 +35,7 @@ class EpochBasedTrainLoop(StockEpochBasedTrainLoop):
         if self.runner.world_size > 1:
             broadcast_object_list(seeds, src=0)
         seed: int = seeds[0]
-        sampler = getattr(self.dataloader, "sampler", None)
+        sampler: Any = getattr(self.dataloader, "sampler", None)
         # One with a seed of its own keeps that.
         if type(sampler) in (DefaultSampler, InfiniteSampler) and sampler.seed == self._given_seed:
             sampler.seed = self._given_seed = seed
