@@ -77,14 +77,12 @@ class BatchHead:
         """Whether the losses are of the kinds that `masked_losses` knows, with whatever weights."""
         cross_entropy, iou, l1 = self.loss_kinds
         kinds = {"loss_cls": cross_entropy, "loss_obj": cross_entropy, "loss_bbox": iou, "loss_l1": l1}
-        return all(
-            loss.__class__ is kinds[name]
-            and loss.reduction == "sum"
-            and (
-                kinds[name] is not cross_entropy
-                or (loss.use_sigmoid and loss.class_weight is loss.ignore_index is None)
-            )
-            for name, loss in self._loss_modules().items()
+        modules = self._loss_modules()
+        if any(type(loss) is not kinds[name] for name, loss in modules.items()):
+            return False
+        classifiers = (modules["loss_cls"], modules["loss_obj"])
+        return all(loss.reduction == "sum" for loss in modules.values()) and all(
+            loss.use_sigmoid and loss.class_weight is loss.ignore_index is None for loss in classifiers
         )
 
 
