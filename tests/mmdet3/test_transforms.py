@@ -137,6 +137,11 @@ def test_masks_take_the_way_of_stock(tmp_path):
             make(masked, standard())[0]
         mosaic = draw(make(masked, standard()[:1]), 0, 5)[0]
         assert len(mosaic["gt_masks"]) == len(masked[0]["gt_masks"])  # stock leaves the masks of the first image
+    mixed = [
+        draw(make(inner(root, annotate={"with_mask": True}), standard()[2:3]), 0, 5) for make in (build, build_stock)
+    ]
+    assert np.array_equal(mixed[0][0]["img"], mixed[1][0]["img"])
+    assert mixed[0][1] == mixed[1][1]
 
 
 @pytest.mark.parametrize("transposed", [False, True])
