@@ -15,7 +15,7 @@ from mmengine.config import Config
 from pairs import STOCK, build, build_stock, draw, inner, same, standard
 from photographs import photograph, write_images
 
-from yolox_plugin.core.images import DecodedImage
+from yolox_plugin.core.images import DecodedImage, Deferred, pixels
 from yolox_plugin.mmdet3 import transforms
 
 OURS = {name: getattr(transforms, name) for name in STOCK}
@@ -137,6 +137,11 @@ def test_masks_take_the_way_of_stock(tmp_path):
             make(masked, standard())[0]
         mosaic = draw(make(masked, standard()[:1]), 0, 5)[0]
         assert len(mosaic["gt_masks"]) == len(masked[0]["gt_masks"])  # stock leaves the masks of the first image
+    mixed = [
+        draw(make(inner(root, annotate={"with_mask": True}), standard()[2:3]), 0, 5) for make in (build, build_stock)
+    ]
+    assert np.array_equal(mixed[0][0]["img"], mixed[1][0]["img"])
+    assert mixed[0][1] == mixed[1][1]
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -179,31 +184,34 @@ SIZES = {"Mosaic": {"img_scale": (96, 80)}, "MixUp": {"img_scale": (96, 80)}}
 
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 @pytest.mark.parametrize("name", PARTNERS)
-@pytest.mark.parametrize("deferred", [False, True])
-def test_inputs_are_left_as_they_are(images, name, deferred):
-    for seed in range(10):
+@pytest.mark.parametrize("way", ["arrays", "deferred", "stock's"])
+def test_inputs_are_left_as_they_are(images, monkeypatch, name, way):
+    stock = STOCK[name].transform
+    if way == "stock's":
+        monkeypatch.setattr(STOCK[name], "transform", lambda self, results: stock(self, results))
+    ours, theirs = (steps[name](**SIZES.get(name, {})) for steps in (OURS, STOCK))
+    for seed in range(4):
         sample = read_only(loaded(images, 1 + PARTNERS[name]))
-        before = copy.deepcopy(sample)
-        given = copy.deepcopy(sample)
-        if deferred:
+        before, given = copy.deepcopy(sample), copy.deepcopy(sample)
+        if way == "deferred":
             for part in (sample, *sample["mix_results"]):
                 part["img"] = DecodedImage(part["img"])
-        ours, theirs = (steps[name](**SIZES.get(name, {})) for steps in (OURS, STOCK))
-        np.random.seed(seed)
-        found = ours(dict(sample))
-        np.random.seed(seed)
-        expected = theirs(given)
+        found, expected = (seeded(step, dict(results), seed) for step, results in ((ours, sample), (theirs, given)))
         for part, part_before in zip((sample, *sample["mix_results"]), (before, *before["mix_results"]), strict=True):
             assert torch.equal(part["gt_bboxes"].tensor, part_before["gt_bboxes"].tensor)
             for key in ("gt_bboxes_labels", "gt_ignore_flags"):
                 assert np.array_equal(part[key], part_before[key])
-            image = part["img"].pixels() if deferred else part["img"]
-            assert np.array_equal(image, part_before["img"])
+            assert np.array_equal(pixels(part["img"]), part_before["img"])
         assert found.keys() == expected.keys()
-        image = found["img"].pixels() if deferred and name == "Mosaic" else found["img"]
-        assert np.array_equal(image, expected["img"])
-        assert found["img_shape"] == expected["img_shape"] == image.shape[:2]
+        assert isinstance(found["img"], Deferred) == (way == "deferred" and name == "Mosaic")
+        assert np.array_equal(pixels(found["img"]), expected["img"])
+        assert found["img_shape"] == expected["img_shape"] == found["img"].shape[:2]
         assert torch.equal(found["gt_bboxes"].tensor, expected["gt_bboxes"].tensor)
+
+
+def seeded(step, results, seed):
+    np.random.seed(seed)
+    return step(results)
 
 
 @pytest.mark.parametrize("name", ["Mosaic", "MixUp"])

@@ -53,7 +53,7 @@ class Mixing:
     _skip_type_keys: Sequence[str] | None
 
     def _load_deferred(self, index: int) -> Results | None:
-        """A sample of the inner data set whose pixels come when wanted; None if its loading is the host's business."""
+        """A sample of the inner data set whose pixels come when wanted; None if MMDetection has to load it."""
         raise NotImplementedError
 
     def _partners_from(self, transform: Any) -> Any:
