@@ -3,6 +3,7 @@
 import yolox_plugin  # noqa: F401  supplies what mmcv-lite lacks, before MMDetection asks for it
 
 # isort: split
+import re
 from unittest.mock import patch
 
 import pytest
@@ -170,18 +171,16 @@ def test_what_the_operator_does_not_compute_stock_does():
 
 
 def test_boxes_that_are_no_tensors_go_to_stock(heads):
-    """Which refuses them, too; what a subclass of it makes of them counts."""
+    """Which refuses them, in its own words."""
     pred, gt = images(10)
+    levels, _, metas = scene((10,))
     boxed = InstanceData(bboxes=HorizontalBoxes(gt.bboxes), labels=gt.labels)
-    with patch.object(StockAssigner, "get_in_gt_and_in_center_info", side_effect=LookupError) as asked:
-        with pytest.raises(LookupError):
-            SimOTAAssigner().assign(pred, boxed)
-        assert asked.call_args.args[1] is boxed.bboxes
-        levels, [gt], metas = scene((10,))
-        boxed = InstanceData(bboxes=HorizontalBoxes(gt.bboxes), labels=gt.labels)
-        with pytest.raises(LookupError):
-            heads[1].loss_by_feat(*levels, [boxed], metas)
-        assert asked.call_args.args[1] is boxed.bboxes
+    calls = [each.assigner.assign for each in heads], [each.loss_by_feat for each in heads]
+    for (theirs, ours), arguments in zip(calls, [(pred, boxed), (*levels, [boxed], metas)], strict=True):
+        with pytest.raises(AssertionError) as refused:
+            theirs(*arguments)
+        with pytest.raises(AssertionError, match=f"^{re.escape(str(refused.value))}$"):
+            ours(*arguments)
 
 
 def test_an_assigner_of_somebody_else_is_asked_image_by_image(heads):
