@@ -48,8 +48,7 @@ class _Operators(types.ModuleType):
 _NAME = "mmcv._ext"
 _REMEDY = (
     "the installed mmcv has no compiled operators, and yolox_plugin supplies only what YOLOX needs;"
-    " pip uninstall mmcv, then install one with operators: mmcv-full==1.7.2 for MMDetection 2, mmcv==2.1.0 for"
-    " MMDetection 3 (10 to 20 minutes to compile)"
+    " pip uninstall mmcv, then install mmcv-full==1.7.2, or for MMDetection 3 mmcv==2.1.0 (10 to 20 minutes to compile)"
 )
 
 

@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 
 from yolox_plugin.mmdet2 import PARTS
 
-PAIRS = [pair for pairs in PARTS.values() for pair in pairs]
+PAIRS = [(place, c) for pairs in PARTS.values() for place, c in pairs if place is not dataset_wrappers]
 LOG = logging.getLogger("promises")
 
 

@@ -1,8 +1,5 @@
 """The plugin's assigner and head for MMDetection 3 beside MMDetection's own, on the same predictions."""
 
-import yolox_plugin  # noqa: F401  supplies what mmcv-lite lacks, before MMDetection asks for it
-
-# isort: split
 import re
 from unittest.mock import patch
 

@@ -1,8 +1,5 @@
 """Weights that were trained under MMDetection 2 go on under MMDetection 3."""
 
-import yolox_plugin  # noqa: F401  supplies what mmcv-lite lacks, before MMDetection asks for it
-
-# isort: split
 import os
 import subprocess
 import sys

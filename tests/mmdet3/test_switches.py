@@ -1,8 +1,5 @@
 """What importing the plugin replaces in MMDetection 3, and how to keep it from doing so."""
 
-import yolox_plugin  # noqa: F401  supplies what mmcv-lite lacks, before MMDetection asks for it
-
-# isort: split
 import os
 import pickle
 import subprocess

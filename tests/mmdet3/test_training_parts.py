@@ -1,8 +1,5 @@
 """The plugin's detector, average, sizes, histories, hooks and optimizer for MMDetection 3 beside stock's."""
 
-import yolox_plugin  # noqa: F401  supplies what mmcv-lite lacks, before MMDetection asks for it
-
-# isort: split
 import copy
 import io
 import pickle

@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch.library import opcheck
 
 from yolox_ops import mixup_blend, reference
 
@@ -116,4 +115,4 @@ def test_errors(wrong, error, words):
 
 @pytest.mark.skipif(not hasattr(torch.library, "opcheck"), reason="torch 2.4 and newer")
 def test_opcheck():
-    opcheck(torch.ops.yolox_ops.mixup_blend, (*case(11), False))
+    torch.library.opcheck(torch.ops.yolox_ops.mixup_blend.default, (*case(11), False))
