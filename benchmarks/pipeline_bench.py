@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import cv2
+import numpy as np
 import sides
 import torch
 from figures import pipeline_chart
@@ -30,12 +32,10 @@ from sides import CACHED, PLUGIN, STOCK
 
 from yolox_plugin.protocol import Moment
 
+with quiet():
+    import mmcv
+
 host = sides.host()
-
-import cv2  # noqa: E402
-import mmcv  # noqa: E402
-import numpy as np  # noqa: E402
-
 STAGES = ("read, decode", "Mosaic", "RandomAffine", "MixUp", "YOLOXHSVRandomAug", "others", "copies")
 
 

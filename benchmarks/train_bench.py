@@ -183,7 +183,7 @@ def compare(compared: list[Detector], gradients: list[dict[str, Tensor | None]])
         for name, value in stock.losses.items():
             our_loss, their_loss = float(side.losses[name]), float(value)
             # In bfloat16 some gts take another number of priors, and all losses are means over those.
-            if abs(our_loss - their_loss) > (1e-3 if exact else 0.2) * abs(their_loss):
+            if not abs(our_loss - their_loss) <= (1e-3 if exact else 0.2) * abs(their_loss):  # nor NaN
                 problems.append(f"{side.name}: {name} is {our_loss:.6g}, MMDetection's {their_loss:.6g}")
         if not exact:
             continue  # single gradients of bfloat16 tell little; that it trains as well is for the demo to show
@@ -200,7 +200,7 @@ def compare(compared: list[Detector], gradients: list[dict[str, Tensor | None]])
                     problems.append(f"{side.name}: gradient of {name} on one side only")
                 continue
             error = float((our - their).norm() / (their.norm() + 1e-12))
-            if error > (0.05 if moved else 1e-3):
+            if not error <= (0.05 if moved else 1e-3):
                 problems.append(f"{side.name}: gradient of {name} differs by {error:.2g} of its norm")
     return problems, moved
 
