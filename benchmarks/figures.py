@@ -30,7 +30,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def setting(machine: Data) -> str:
     """A training step's machine and model."""
     size = machine["size"]
-    return f"{caption(machine)}; {machine['config']}, batch of {machine['batch']}, {size} x {size} pixels"
+    return f"{caption(machine)}; mmdet {machine['mmdet']}, {machine['config']}, batch of {machine['batch']}, {size} x {size} pixels"
 
 
 def train_chart(path: Path, data: Data) -> None:
@@ -78,7 +78,10 @@ def profile_table(profile: Data) -> str:
 
 def pipeline_setting(machine: Data) -> str:
     ipp = "with" if machine["IPP"] else "without"
-    return f"{caption(machine)}; one core, JPEGs of {machine['JPEG kB']} kB, OpenCV {machine['opencv']} {ipp} IPP"
+    return (
+        f"{caption(machine)}; mmdet {machine['mmdet']}, one core, JPEGs of {machine['JPEG kB']} kB, OpenCV"
+        f" {machine['opencv']} {ipp} IPP"
+    )
 
 
 def pipeline_chart(path: Path, data: Data) -> None:

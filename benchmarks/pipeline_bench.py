@@ -1,49 +1,42 @@
 """Times training samples of the standard config, MMDetection's and the plugin's in turns: python
 benchmarks/pipeline_bench.py
 
-On JPEGs of 640 x 480 that it makes; first makes sure that samples are equal. Exit status: 0 they are, 1 they differ, 2
-wrong arguments. Times never change it.
+Of the MMDetection that is installed, on JPEGs of 640 x 480 that it makes; first makes sure that samples are equal. Exit
+status: 0 they are, 1 they differ, 2 wrong arguments. Times never change it.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import cv2
+import numpy as np
+import sides
+import torch
 from figures import pipeline_chart
 from machine import caption, facts
 from peers import quiet
-
-with quiet():
-    import yolox_plugin  # noqa: F401  before MMDetection, which may want operators from it
-
-import cv2
-import mmcv
-import mmdet
-import numpy as np
-import torch
-from mmcv import Config
-from mmdet.datasets import build_dataloader, pipelines
-from mmdet.datasets.coco import CocoDataset as StockCocoDataset
 from report import can_plot
+from sides import CACHED, PLUGIN, STOCK
 
-from yolox_plugin.mmdet2.dataset import CocoDataset, MultiImageMixDataset
 from yolox_plugin.protocol import Moment
 
-# Under MMDetection's own name there is the plugin's.
-StockMultiImageMixDataset: Any = MultiImageMixDataset.__base__
-CONFIG = Path(mmdet.__file__).parent / ".mim/configs/yolox/yolox_m_8x8_300e_coco.py"
-STOCK, PLUGIN, CACHED = "mmdet", "plugin", "plugin, cache=ram"
+with quiet():
+    import mmcv
+
+host = sides.host()
 STAGES = ("read, decode", "Mosaic", "RandomAffine", "MixUp", "YOLOXHSVRandomAug", "others", "copies")
-TARGETS = {PLUGIN: 2.0, CACHED: 4.0}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -96,7 +89,7 @@ def make_images(root: Path, count: int) -> int:
             box = [rng.uniform(0, 640 - w), rng.uniform(0, 480 - h), w, h]
             annotations.append({"id": len(annotations), "image_id": i, "category_id": int(rng.integers(80)),
                                 "bbox": box, "area": w * h, "iscrowd": 0})  # fmt: skip
-    categories = [{"id": i, "name": name} for i, name in enumerate(StockCocoDataset.CLASSES)]
+    categories = [{"id": i, "name": name} for i, name in enumerate(host.CLASSES)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (root / "annotations.json").write_text(json.dumps(content))
     return written
@@ -142,30 +135,21 @@ class Side:
 
     def __init__(self, name: str, root: Path) -> None:
         self.name, self.clock = name, Clock()
-        cfg = Config.fromfile(str(CONFIG)).data.train
-        steps = [dict(step) for step in cfg.pipeline]
-        inner = {"ann_file": str(root / "annotations.json"), "img_prefix": str(root), "filter_empty_gt": False,
-                 "pipeline": [dict(step) for step in cfg.dataset.pipeline]}  # fmt: skip
-        clock = self.clock
+        options = {"cache": "ram"} if name == CACHED else {}
+        self.dataset = dataset = host.build_samples(root, **options)
+        self.timed = copy.copy(dataset)
         if name == STOCK:
-            data = StockCocoDataset(**inner)
-            self.dataset = StockMultiImageMixDataset(dataset=data, pipeline=steps)
-            self.dataset.pipeline = [getattr(pipelines, step.pop("type"))(**step) for step in steps]
-            self.timed = StockMultiImageMixDataset(dataset=data, pipeline=[])
-            self.timed.pipeline = [Timed(step, clock) for step in self.dataset.pipeline]
-            self.timed.pipeline_types = self.dataset.pipeline_types
+            self.timed.pipeline = [Timed(step, self.clock) for step in dataset.pipeline]
+            sides.check_origin(name, [dataset, dataset.dataset, *dataset.pipeline])
         else:
+            self.timed._transform = self.transform
+            steps = [step for step in dataset.pipeline if stage_of(step) != "others"]
+            sides.check_origin(name, [dataset, *steps])
 
-            class Measured(MultiImageMixDataset):
-                def _transform(self, transform: Any, sample: Any) -> Any:
-                    with clock.stage(stage_of(transform)):
-                        return super()._transform(transform, sample)
-
-            options: dict[str, Any] = {"cache": "ram"} if name == CACHED else {}
-            data = CocoDataset(**inner)
-            self.dataset = MultiImageMixDataset(dataset=data, pipeline=steps, **options)
-            self.timed = Measured(dataset=data, pipeline=steps)
-            self.timed._cache = self.dataset._cache
+    def transform(self, step: Any, sample: Any) -> Any:
+        """The plugin's way through a step, which asks for the step's type, with the clock running."""
+        with self.clock.stage(stage_of(step)):
+            return self.dataset._transform(step, sample)
 
     def draw(self, dataset: Any, seed: int) -> Any:
         np.random.seed(seed)
@@ -173,7 +157,6 @@ class Side:
 
     def clocked(self, seed: int) -> None:
         """Draws a sample with the clock of its stages running."""
-        decode, read = mmcv.imfrombytes, mmcv.FileClient.get
 
         def with_clock(function: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
@@ -182,18 +165,18 @@ class Side:
 
             return call
 
-        mmcv.imfrombytes, mmcv.FileClient.get = with_clock(decode), with_clock(read)
-        try:
+        with ExitStack() as stack:
+            for place, name in host.READERS:
+                stack.enter_context(mock.patch.object(place, name, with_clock(getattr(place, name))))
             with self.clock.stage("copies"):  # and the rest of the data set's own work
                 self.draw(self.timed, seed)
-        finally:
-            mmcv.imfrombytes, mmcv.FileClient.get = decode, read
 
 
 def difference(ours: Any, theirs: Any) -> str | None:
     """In what two samples differ, if they do."""
-    for name in ("gt_bboxes", "gt_labels", "img"):
-        a, b = ours[name].data.float(), theirs[name].data.float()
+    ours, theirs = host.contents(ours), host.contents(theirs)
+    for name in theirs:
+        a, b = ours[name].float(), theirs[name].float()
         if a.shape != b.shape or not torch.equal(a, b):
             return f"{name}, {tuple(a.shape)} and {tuple(b.shape)}"
     return None
@@ -201,14 +184,14 @@ def difference(ours: Any, theirs: Any) -> str | None:
 
 def images_per_second(dataset: Any, workers: int, batches: int = 8) -> float:
     """Of a loader that nobody waits for."""
-    loader = build_dataloader(dataset, 8, workers, dist=False, shuffle=True, seed=0, persistent_workers=True)
+    loader = host.loader(dataset, 8, workers, shuffle=True)
     done, start, count = 0, 0.0, 0
     while done < batches + 2 * workers:
-        for _ in loader:
+        for batch in loader:
             done += 1
             if done == 2 * workers:  # those that were ready at first
                 start = time.perf_counter()
-            count += 8 * (done > 2 * workers)
+            count += len(host.unpack(batch)[0]) * (done > 2 * workers)
             if done == batches + 2 * workers:
                 break
     return count / (time.perf_counter() - start)
@@ -227,13 +210,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             "opencv": cv2.__version__,
             "IPP": cv2.ipp.useIPP(),
             "numpy": np.__version__,
-            "mmdet": mmdet.__version__,
+            **host.VERSIONS,
         }
-        print(caption(machine))
-        print("  ".join(f"{key}={machine[key]}" for key in ("images", "JPEG kB", "opencv", "IPP", "numpy", "mmdet")))
+        print(f"mmdet {host.VERSIONS['mmdet']}, {caption(machine)}")
+        keys = ("images", "JPEG kB", "opencv", "IPP", "numpy", *host.VERSIONS)
+        print("  ".join(f"{key}={machine[key]}" for key in keys), flush=True)
         with quiet():
-            sides = [Side(name, root) for name in (STOCK, PLUGIN, CACHED)]
-        result = bench(sides, root, options)
+            stock = Side(STOCK, root)
+            sides.replace_classes()
+            compared = [stock, Side(PLUGIN, root), Side(CACHED, root)]
+        result = bench(compared, root, options)
     if result["problems"]:
         print(*result["problems"], sep="\n")
         print(f"parity: {len(result['problems'])} DIFFER")
@@ -247,25 +233,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def bench(sides: list[Side], root: Path, options: argparse.Namespace) -> dict[str, Any]:
+def bench(compared: list[Side], root: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Equality, then times, taking turns; prints the table."""
     problems = []
     for seed in range(options.samples):
-        theirs = sides[0].draw(sides[0].dataset, seed)
-        for side in sides[1:]:
+        theirs = compared[0].draw(compared[0].dataset, seed)
+        for side in compared[1:]:
             problem = difference(side.draw(side.dataset, seed), theirs)
             if problem:
                 problems.append(f"MISMATCH of {side.name}, seed {seed}: {problem}")
     if problems:
         return {"problems": problems}
     encoded = [path.read_bytes() for path in sorted(root.glob("*.jpg"))]
-    taken: dict[str, list[float]] = {side.name: [] for side in sides}
+    taken: dict[str, list[float]] = {side.name: [] for side in compared}
     decode = []
-    for side in sides[1:]:
+    for side in compared[1:]:
         side.dataset.start_epoch(Moment(seed=0, takes_uint8=True))  # as the runner asks for
-        side.timed.start_epoch(Moment(seed=0, takes_uint8=True))
     for seed in range(options.samples):
-        for side in sides if seed % 2 == 0 else sides[::-1]:
+        for side in compared if seed % 2 == 0 else compared[::-1]:
             start = time.perf_counter()
             side.draw(side.dataset, seed)
             taken[side.name].append(time.perf_counter() - start)
@@ -274,13 +259,13 @@ def bench(sides: list[Side], root: Path, options: argparse.Namespace) -> dict[st
         for i in range(5):  # of MMDetection's sample
             mmcv.imfrombytes(encoded[(seed + i) % len(encoded)])
         decode.append(time.perf_counter() - start)
-    rates: dict[str, dict[str, float]] = {side.name: {} for side in sides}
+    rates: dict[str, dict[str, float]] = {side.name: {} for side in compared}
     for workers in options.workers:
-        runs = [(side.name, images_per_second(side.dataset, workers)) for side in [*sides, *sides[::-1]]]
-        for side in sides:
+        runs = [(side.name, images_per_second(side.dataset, workers)) for side in [*compared, *compared[::-1]]]
+        for side in compared:
             rates[side.name][str(workers)] = statistics.fmean(rate for name, rate in runs if name == side.name)
     found: dict[str, Any] = {}
-    for side in sides:
+    for side in compared:
         low, middle, high = statistics.quantiles(taken[side.name], n=4, method="inclusive")
         found[side.name] = {
             "mean": statistics.fmean(taken[side.name]),
@@ -298,21 +283,21 @@ def row(title: str, cells: Iterable[str]) -> str:
 
 
 def table(found: dict[str, Any], decode: float) -> str:
-    sides = list(found.values())
-    base = sides[0]["mean"]
+    columns = list(found.values())
+    base = columns[0]["mean"]
     lines = ["", row("milliseconds a sample, one core", found)]
     for stage in STAGES:
-        lines.append(row(f"  {stage}", [f"{side['stages'][stage]:.2f}" for side in sides]))
-    lines.append(row("whole, mean", [f"{side['mean'] * 1e3:.2f} ({base / side['mean']:.2f}x)" for side in sides]))
-    spreads = ["{:.2f} - {:.2f}".format(*(v * 1e3 for v in side["quartiles"])) for side in sides]
+        lines.append(row(f"  {stage}", [f"{side['stages'][stage]:.2f}" for side in columns]))
+    lines.append(row("whole, mean", [f"{side['mean'] * 1e3:.2f} ({base / side['mean']:.2f}x)" for side in columns]))
+    spreads = ["{:.2f} - {:.2f}".format(*(v * 1e3 for v in side["quartiles"])) for side in columns]
     lines.append(row("whole, quartiles", spreads))
-    lines.append(row("samples/s a core", [f"{1 / side['mean']:.1f}" for side in sides]))
-    lines.append(row(f"to decoding 5 JPEGs: {decode * 1e3:.2f}", [f"{side['mean'] / decode:.2f}x" for side in sides]))
-    for workers in sides[0]["images a second"]:
+    lines.append(row("samples/s a core", [f"{1 / side['mean']:.1f}" for side in columns]))
+    lines.append(row(f"to decoding 5 JPEGs: {decode * 1e3:.2f}", [f"{side['mean'] / decode:.2f}x" for side in columns]))
+    for workers in columns[0]["images a second"]:
         lines.append(row(f"images/s of {workers} worker{'s' * (workers != '1')}",
-                         [f"{side['images a second'][workers]:.1f}" for side in sides]))  # fmt: skip
+                         [f"{side['images a second'][workers]:.1f}" for side in columns]))  # fmt: skip
     lines.append("")
-    for name, least in TARGETS.items():
+    for name, least in host.SAMPLE_TARGETS.items():
         ratio = base / found[name]["mean"]
         lines.append(f"target {name}: >= {least:g}x mmdet: {ratio:.2f}x {'met' if ratio >= least else 'NOT MET'}")
     return "\n".join(lines)

@@ -207,13 +207,13 @@ def stacked_bars(path: Path, title: str, unit: str, bars: dict[str, dict[str, fl
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    colours = ("#c0bfbc", "#99c1f1", "#c01c28", "#f66151", "#1a5fb4", "#e5a50a", "#26a269")
+    colours = ("#c0bfbc", "#99c1f1", "#c01c28", "#f66151", "#1a5fb4", "#e5a50a", "#26a269", "#813d9c")
     figure, axes = pyplot.subplots(figsize=(9, 1.5 + 0.4 * len(bars)), layout="constrained")
     parts: tuple[str, ...] = ()
     for y, values in enumerate(bars.values()):
         parts = tuple(values)
         left = 0.0
-        for part, colour in zip(parts, colours, strict=True):
+        for part, colour in zip(parts, colours, strict=False):
             axes.barh(y, values[part], left=left, color=colour, label=part if y == 0 else None)
             left += values[part]
         axes.text(left, y, f" {seconds(left / 1e3)}", va="center", fontsize=8)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cases
@@ -17,25 +15,10 @@ import torch
 from mmcv import Config
 from mmdet import __file__ as mmdet_file
 from mmdet.models import build_detector
+from programs import run
 
 from yolox_ops import reference
 from yolox_ops.simota import DEFAULTS
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-PROGRAM = f"""
-import sys
-sys.path.insert(0, {str(BENCHMARKS)!r})
-{{preparation}}
-import {{name}}
-sys.exit({{name}}.main(sys.argv[1:]))
-"""
-
-
-def run(name, *options, preparation=""):
-    program = PROGRAM.format(preparation=preparation, name=name)
-    return subprocess.run(
-        [sys.executable, "-c", program, *map(str, options)], capture_output=True, text=True, check=False
-    )
 
 
 def bench(*options, preparation=""):
