@@ -78,5 +78,6 @@ def _(
     return (
         boxes.new_empty((batch, max_detections, 5), dtype=dtype),
         boxes.new_empty((batch, max_detections), dtype=torch.int64),
-        boxes.new_empty((batch,), dtype=torch.int64, device="cpu"),
+        # torch 2.1 asks with meta tensors, and takes nothing else back.
+        boxes.new_empty((batch,), dtype=torch.int64, device="meta" if boxes.device.type == "meta" else "cpu"),
     )
