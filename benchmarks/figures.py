@@ -29,8 +29,8 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def setting(machine: Data) -> str:
     """A training step's machine and model."""
-    size = machine["size"]
-    return f"{caption(machine)}; mmdet {machine['mmdet']}, {machine['config']}, batch of {machine['batch']}, {size} x {size} pixels"
+    size, config = machine["size"], f"mmdet {machine['mmdet']}, {machine['config']}"
+    return f"{caption(machine)}; {config}, batch of {machine['batch']}, {size} x {size} pixels"
 
 
 def train_chart(path: Path, data: Data) -> None:
