@@ -85,7 +85,7 @@ def test_launches_do_not_depend_on_the_number_of_gts(record_property):
 
 def test_a_wait_is_found_and_its_place_named(monkeypatch):
     """What this simulation is for: somebody adds one .item() to the loss."""
-    from yolox_plugin.mmdet2 import head as module
+    from yolox_plugin.core import head as module
 
     masked_losses = module.masked_losses
 
