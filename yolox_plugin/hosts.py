@@ -13,6 +13,7 @@ class Host(NamedTuple):
     """A line of MMDetection that the plugin knows, and the package in this folder that is for it."""
 
     package: str
+    name: str
     mmcv: str  # a pattern of its versions
     mmdet: str
     needs: tuple[str, ...]  # to be imported
@@ -20,9 +21,11 @@ class Host(NamedTuple):
 
 
 HOSTS = (
-    Host("mmdet2", r"1\.", r"2\.28\.", ("mmcv",), "pip install mmcv-full==1.7.2 mmdet==2.28.2"),
     Host(
-        "mmdet3", r"2\.", r"3\.[3-5]\.", ("mmengine", "mmcv"),
+        "mmdet2", "MMDetection 2.28", r"1\.", r"2\.28\.", ("mmcv",), "pip install mmcv-full==1.7.2 mmdet==2.28.2",
+    ),
+    Host(
+        "mmdet3", "MMDetection 3", r"2\.", r"3\.[3-5]\.", ("mmengine", "mmcv"),
         "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0",
     ),
 )  # fmt: skip
@@ -37,9 +40,7 @@ def find_host() -> str:
     mmcv, mmdet = version_of("mmcv"), version_of("mmdet")
     fitting = [host for host in HOSTS if re.match(host.mmcv, mmcv) and re.match(host.mmdet, mmdet)]
     if not fitting:
-        wanted = "; or ".join(
-            f"{host.install} ({'MMDetection 2.28' if host.package == 'mmdet2' else 'MMDetection 3'})" for host in HOSTS
-        )
+        wanted = "; or ".join(f"{host.install} ({host.name})" for host in HOSTS)
         raise _unusable(
             f"yolox_plugin needs mmcv 1.x with MMDetection 2.28.x, or mmcv 2.x with MMDetection 3.3 to 3.5; found mmcv"
             f" {mmcv} and mmdet {mmdet}: {wanted}"

@@ -76,7 +76,7 @@ class SyncNormHook(StockSyncNormHook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         """See the stock class."""
-        if self._epoch is None or self._epoch != runner.epoch:
+        if self._epoch != runner.epoch:
             super().before_val_epoch(runner)
 
 
