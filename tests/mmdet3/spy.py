@@ -1,7 +1,9 @@
-"""Imported by a config: writes down what each rank sees in each iteration."""
+"""Imported by a config: writes down what each rank sees in each iteration, or ends the run like a power cut."""
 
 import json
 import os
+import signal
+import threading
 from pathlib import Path
 
 import torch
@@ -36,6 +38,19 @@ class Spy(Hook):
         means = {name: value.tolist() for name, value in network.state_dict().items() if "running_mean" in name}
         rank = os.environ.get("RANK", "0")
         Path(runner.work_dir, f"rank{rank}.json").write_text(json.dumps({"lines": self.lines, "means": means}))
+
+
+@HOOKS.register_module()
+class Killed(Hook):
+    """SIGKILL for the run and its workers, KILLED_AFTER seconds after iteration KILLED_AT, where that is set."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == int(os.environ.get("KILLED_AT", "0")):
+            delay = float(os.environ.get("KILLED_AFTER", "0"))
+            kill = threading.Timer(delay, os.killpg, (os.getpgrp(), signal.SIGKILL))
+            kill.start()
+            if not delay:
+                kill.join()
 
 
 def equal(one, other):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import time
@@ -18,6 +19,8 @@ pytestmark = pytest.mark.slow
 STATE = ("state_dict", "ema_state_dict", "optimizer", "param_schedulers")
 SEEDED = "randomness = dict(seed=5)\n"
 SPIED = 'custom_hooks.append(dict(type="Spy"))\n'
+KILLABLE = 'custom_hooks.append(dict(type="Killed"))\n'
+PER_EPOCH = 3  # iterations: 12 images, 4 a device
 HERE = str(Path(__file__).parent)
 # Learns a few images by heart.
 LEARNS = """
@@ -59,54 +62,60 @@ def load(path):
     return torch.load(path, map_location="cpu", weights_only=False)
 
 
-def wait_for(path, process):
-    until = time.monotonic() + 300
-    while not path.exists():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < until
-        time.sleep(0.02)
+def killed(config, work_dir, at, after=0.0, *options, **environment):
+    """A training that is killed that many seconds after the iteration number `at`."""
+    process = start(
+        "train", config, "--work-dir", work_dir, *options, KILLED_AT=str(at), KILLED_AFTER=str(after), **environment
+    )
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL, output[-5000:]
 
 
-def kill(process):
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-
-
-def killed_and_resumed(config, work_dir, at_epoch, **environment):
-    """A training that is killed when a checkpoint has just been written, and goes on from there."""
-    process = start("train", config, "--work-dir", work_dir, **environment)
-    wait_for(work_dir / f"epoch_{at_epoch}.pth", process)
-    kill(process)
+def killed_and_resumed(config, work_dir, at, **environment):
+    killed(config, work_dir, at, **environment)
     return run("train", config, "--work-dir", work_dir, "--resume", **environment)
 
 
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, data_root):
-    config = write_config(tmp_path / "tiny.py", data_root, 4, SEEDED)
-    run("train", config, "--work-dir", tmp_path / "whole")
-    output = killed_and_resumed(config, tmp_path / "killed", 2)
-    assert re.search(r"resumed epoch: [23], iter: [69]", output)
-    whole, killed = (load(tmp_path / name / "epoch_4.pth") for name in ("whole", "killed"))
-    assert all(equal(whole[key], killed[key]) for key in STATE)
-    assert whole["meta"]["seed"] == killed["meta"]["seed"] == 5
+def killable(path, data_root, epochs, more=""):
+    config = write_config(path / "tiny.py", data_root, epochs, more + KILLABLE, imports=("yolox_plugin", "spy"))
+    return config, {"PYTHONPATH": os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])}
+
+
+def test_ten_kills_change_no_bit(tmp_path, data_root):
+    """At ten iterations of a run, and some random time later, while it trains, reads, validates or saves."""
+    config, environment = killable(tmp_path, data_root, 14, SEEDED)
+    run("train", config, "--work-dir", tmp_path / "whole", **environment)
+    rng = random.Random(time.time_ns())
+    for attempt in range(10):
+        at, after = PER_EPOCH * (attempt + 2) + rng.randrange(PER_EPOCH), rng.uniform(0, 0.5)
+        print(f"kill {attempt + 1}: {after:.3f} s after iteration {at}")
+        killed(config, tmp_path / "cut", at, after, "--resume", **environment)
+    output = run("train", config, "--work-dir", tmp_path / "cut", "--resume", **environment)
+    assert re.search(r"resumed epoch: 1[0-3], iter: (30|33|36|39)", output)
+    whole, cut = (load(tmp_path / name / "epoch_14.pth") for name in ("whole", "cut"))
+    assert all(equal(whole[key], cut[key]) for key in STATE)
+    assert whole["meta"]["seed"] == cut["meta"]["seed"] == 5
 
 
 def test_stock_does_not(tmp_path, data_root):
     """The same with MMDetection's own classes, which torch 2.6 lets load only when it is told to trust the file."""
-    config = write_config(tmp_path / "tiny.py", data_root, 4, SEEDED)
-    off = {"YOLOX_PLUGIN": "off"}
-    run("train", config, "--work-dir", tmp_path / "whole", **off)
-    refused = start("train", config, "--work-dir", tmp_path / "whole", "--resume", **off)
+    config, environment = killable(tmp_path, data_root, 4, SEEDED)
+    environment["YOLOX_PLUGIN"] = "off"
+    run("train", config, "--work-dir", tmp_path / "whole", **environment)
+    refused = start("train", config, "--work-dir", tmp_path / "whole", "--resume", **environment)
     output, _ = refused.communicate(timeout=300)
     assert refused.returncode != 0 and "HistoryBuffer" in output
-    killed_and_resumed(config, tmp_path / "killed", 2, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1", **off)
+    environment["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
+    # Not in the third epoch, at which the mode switch starts new workers in a run that goes on, too.
+    output = killed_and_resumed(config, tmp_path / "killed", 5, **environment)
+    assert "resumed epoch: 1, iter: 3" in output
     whole, killed = (load(tmp_path / name / "epoch_4.pth") for name in ("whole", "killed"))
     assert not equal(whole["state_dict"], killed["state_dict"])
 
 
 def test_the_seed_of_a_run_without_one_outlives_it(tmp_path, data_root):
-    config = write_config(tmp_path / "tiny.py", data_root, 3)
-    killed_and_resumed(config, tmp_path / "run", 1)
+    config, environment = killable(tmp_path, data_root, 3)
+    killed_and_resumed(config, tmp_path / "run", 5, **environment)
     seeds = {load(tmp_path / "run" / f"epoch_{epoch}.pth")["meta"]["seed"] for epoch in (2, 3)}
     assert len(seeds) == 1
 
