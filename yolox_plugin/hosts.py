@@ -4,7 +4,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import re
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,14 +75,3 @@ def version_of(package: str) -> str:
 def _unusable(message: str) -> ImportError:
     # With this name, `python -m` prints the one line and no traceback.
     return ImportError(message, name=__package__)
-
-
-def require(package: str, command: str) -> None:
-    """Ends a command that knows one host alone, with status 2 and one sentence, where another is installed."""
-    if find_host() != package:
-        print(
-            f"error: {command} needs MMDetection 2.28 and found {version_of('mmdet')}, where MMDetection's own"
-            " tools/train.py and tools/test.py do the same, with yolox_plugin in the config's custom_imports",
-            file=sys.stderr,
-        )
-        sys.exit(2)

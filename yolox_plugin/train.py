@@ -2,11 +2,7 @@
 
 import sys
 
-from .hosts import require
-
-require("mmdet2", "python -m yolox_plugin.train")
-
-from .run.train import main  # noqa: E402  reads MMDetection 2's configs
+from .run.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

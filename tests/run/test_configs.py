@@ -11,12 +11,13 @@ from mmcv import Config
 from tiny import STANDARD, sentence, write_config
 
 from yolox_plugin.core.checkpoint import newest_checkpoint
-from yolox_plugin.run import checks, report
 from yolox_plugin.run import evaluate as testing
 from yolox_plugin.run import train as training
-from yolox_plugin.run.config import load_config
 from yolox_plugin.run.messages import InputError
-from yolox_plugin.run.recipe import schedule
+from yolox_plugin.run.mmdet2 import checks
+from yolox_plugin.run.mmdet2.config import load_config
+from yolox_plugin.run.mmdet2.log import read_log, seed_of
+from yolox_plugin.run.mmdet2.recipe import schedule
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_other_shapes_train(train, data, tmp_path, monkeypatch, change, share):
     assert found["batch_size"] == 4
     assert found["images_per_second"]["median"] > 0
     assert (found["mAP"] is None) == (change is nothing)
-    log = [line for line in report.read_log(tmp_path / "run") if line["mode"] == "train"]
+    log = [line for line in read_log(tmp_path / "run") if line["mode"] == "train"]
     assert len({line["epoch"] for line in log}) == 2
     assert 4 * share <= max(line["iter"] for line in log) <= 5 * share + 4
     assert (tmp_path / "run/epoch_2.pth").exists() == (change is not nothing)
@@ -152,7 +153,7 @@ def test_mosaic_is_closed_inside_of_other_data_sets(train, tmp_path, change):
         cfg.custom_hooks[0].num_last_epochs = 2
 
     assert train(last_two)[0] == 0
-    losses = {line["epoch"]: line.get("loss_l1") for line in report.read_log(tmp_path / "run")
+    losses = {line["epoch"]: line.get("loss_l1") for line in read_log(tmp_path / "run")
               if line["mode"] == "train"}  # fmt: skip
     assert [epoch for epoch, loss in losses.items() if loss] == [3, 4]
 
@@ -175,7 +176,7 @@ def test_a_runner_without_epochs(train, tmp_path, options, trained):
     assert found["epochs"] is None
     assert found["images_per_second"]["median"] > 0
     assert found["loss"] > 0
-    log = report.read_log(tmp_path / "run")
+    log = read_log(tmp_path / "run")
     assert [line["iter"] for line in log if line["mode"] == "train"] == list(range(1, trained + 1))
     evaluated = [line["iter"] for line in log if line["mode"] == "val"]
     assert evaluated == ([] if "--performance" in options else [at for at in (3, 6, 7) if at <= trained])
@@ -268,9 +269,9 @@ def test_a_device_without_bfloat16(monkeypatch):
     cfg = Config({"device": "cuda", "model": {"type": "YOLOX", "autocast": "bfloat16"}})
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     with pytest.raises(InputError, match="--amp=bfloat16: this cuda device has no bfloat16"):
-        checks.check_precision(cfg, "bfloat16")
+        checks.check_autocast(cfg, "bfloat16")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    checks.check_precision(cfg, "bfloat16")
+    checks.check_autocast(cfg, "bfloat16")
 
 
 def test_several_annotation_files_keep_their_names(data, tiny, tmp_path):
@@ -333,7 +334,7 @@ def test_an_epoch_logs_however_short(train, tmp_path, options):
     found = result(tmp_path)
     assert found["loss"] > 0
     assert found["images_per_second"]["measurements"] >= 2
-    log = report.read_log(tmp_path / "run")
+    log = read_log(tmp_path / "run")
     assert len({line["epoch"] for line in log}) >= (22 if not options else 2)
 
 
@@ -348,11 +349,11 @@ LINE = '{"mode": "train", "epoch": 1, "iter": 1, "loss": 1.0, "time": 0.5, "data
 
 def test_only_the_last_line_of_a_log_may_be_cut_short(tmp_path):
     for cut in range(1, len(LINE)):
-        log = report.read_log(logged(tmp_path / "cut", f'{{"seed": 3}}\n{LINE}\n{LINE[:cut]}'))
+        log = read_log(logged(tmp_path / "cut", f'{{"seed": 3}}\n{LINE}\n{LINE[:cut]}'))
         assert [line["loss"] for line in log] == [1.0]
-    assert report.seed_of(tmp_path / "cut/20261125_010203.log.json") == 3
+    assert seed_of(tmp_path / "cut/20261125_010203.log.json") == 3
     with pytest.raises(ValueError, match=r"line 1 of .*log\.json is no JSON"):
-        report.read_log(logged(tmp_path / "other", f"{LINE[:30]}\n{LINE}\n"))
+        read_log(logged(tmp_path / "other", f"{LINE[:30]}\n{LINE}\n"))
 
 
 @pytest.mark.slow

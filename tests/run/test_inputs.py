@@ -15,12 +15,15 @@ from mmcv import Config
 from tiny import sentence
 
 import yolox_plugin.mmdet2.dataset
-from yolox_plugin.run import annotations, checks, demo_data, report
 from yolox_plugin.run import demo as demonstration
+from yolox_plugin.run import demo_data, report
 from yolox_plugin.run import evaluate as testing
 from yolox_plugin.run import train as training
-from yolox_plugin.run.config import load_config
 from yolox_plugin.run.messages import InputError
+from yolox_plugin.run.mmdet2 import checks
+from yolox_plugin.run.mmdet2 import data as data_files
+from yolox_plugin.run.mmdet2.config import load_config
+from yolox_plugin.run.mmdet2.log import read_log
 
 
 @pytest.fixture
@@ -216,7 +219,7 @@ def test_a_byte_order_mark_is_accepted(train, data, copy, tmp_path):
     for name, root in (("plain", data), ("marked", copy)):
         status, error = train(root, "--epochs=1")
         assert status == 0, error[-2000:]
-        losses[name] = [line["loss"] for line in report.read_log(tmp_path / "run") if line["mode"] == "train"]
+        losses[name] = [line["loss"] for line in read_log(tmp_path / "run") if line["mode"] == "train"]
         (tmp_path / "run").rename(tmp_path / name)
     assert losses["plain"] == losses["marked"]
 
@@ -225,7 +228,7 @@ def test_a_byte_order_mark_for_another_class(train, copy, monkeypatch):
     """Which reads with pycocotools alone."""
     path = copy / "annotations/instances_train2017.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    monkeypatch.setattr(annotations, "CocoDataset", type("Mine", (yolox_plugin.mmdet2.dataset.CocoDataset,), {}))
+    monkeypatch.setattr(data_files, "CocoDataset", type("Mine", (yolox_plugin.mmdet2.dataset.CocoDataset,), {}))
     assert "begins with a byte order mark, which CocoDataset does not read" in sentence(*train(copy))
 
 
@@ -355,7 +358,7 @@ def test_the_home_folder(data, config, monkeypatch, capfd):
     options = training.parser().parse_args(["--data-path=~/data", "--config=~/tiny.py", "--work-dir=~/run"])
     assert options.data_path == data
     assert options.work_dir == data.parent / "run"
-    assert training.configure(options).data.train.dataset.img_prefix == f"{data}/train2017/"
+    assert training.host.configure(options).data.train.dataset.img_prefix == f"{data}/train2017/"
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from mmdet.datasets import build_dataset
 from tiny import LEARNS, write_config
 from two_ranks import gather_on_a_rank
 
 from yolox_plugin.run import evaluate as testing
 from yolox_plugin.run import report
 from yolox_plugin.run import train as training
-from yolox_plugin.run.config import load_config
 from yolox_plugin.run.demo_data import make_dataset
+from yolox_plugin.run.mmdet2.config import load_config
+from yolox_plugin.run.mmdet2.log import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 FINAL = ("Final Performance images/sec : ", "Accuracy : ", "ing Duration sec : ")
@@ -115,7 +115,7 @@ def test_performance(script, tmp_path, name):
     result = finished(process, tmp_path / "run")
     assert result["mAP"] is None
     assert "Final Train Accuracy : not measured" in process.stdout
-    log = report.read_log(tmp_path / "run")
+    log = read_log(tmp_path / "run")
     assert len(log) == 9
     assert result["images_per_second"]["measurements"] == 8  # without the first
     assert log[-1]["lr"] > log[0]["lr"]  # the schedule's beginning, not its end
@@ -165,7 +165,7 @@ def test_two_processes_train_as_one_does(script, tmp_path):
         work_dir = tmp_path / f"run{devices}"
         options = [f"--devices={devices}", f"--batch_size={16 // devices}", f"--work_dir={work_dir}"]
         finished(script("train_full_8p.sh", *options, f"--config={config}", f"--data-path={data}"), work_dir)
-        logs.append([line for line in report.read_log(work_dir) if line["mode"] == "train"])
+        logs.append([line for line in read_log(work_dir) if line["mode"] == "train"])
         weights.append(torch.load(work_dir / "latest.pth")["state_dict"])
     assert len(logs[0]) == len(logs[1]) == 6
     for one, two in zip(*logs, strict=True):
@@ -219,7 +219,7 @@ def test_a_killed_rank_changes_no_bit(data, tmp_path):
         assert ("resumed epoch" in log.read_text()) == killed
         checkpoints[killed] = torch.load(work_dir / "latest.pth")
         assert json.loads((work_dir / "result.json").read_text())["devices"] == 2
-        epochs = [line["epoch"] for line in report.read_log(work_dir) if line["mode"] == "train"]
+        epochs = [line["epoch"] for line in read_log(work_dir) if line["mode"] == "train"]
         assert epochs == [epoch for epoch in range(1, 9) for _ in range(2)]
     whole, cut = checkpoints[False], checkpoints[True]
     assert cut["meta"]["epoch"] == whole["meta"]["epoch"] == 8
@@ -309,8 +309,7 @@ def test_the_figures_are_those_of_plain_mmdet(script, learned, tmp_path):
         assert ours[name] == pytest.approx(theirs[f"bbox_{stock_name}"], abs=5e-4), name
 
     cfg = load_config(testing.parser().parse_args([*options, "--device=cpu"]))
-    dataset = build_dataset(cfg.data.test, {"test_mode": True})
-    found = testing.detect(testing.load_model(cfg, checkpoint), dataset, cfg, batch_size=1)
+    found = testing.host.Evaluation(cfg, checkpoint).detect()
     expected = mmcv.load(tmp_path / "theirs.pkl")
     assert sum(len(boxes) for boxes in expected[0]) > 5
     assert len(found) == len(expected) == 4

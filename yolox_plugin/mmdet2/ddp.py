@@ -1,16 +1,12 @@
-"""Process groups for every device. MMDetection's `build_ddp` refuses CPUs, mmcv's `init_dist` asks CUDA."""
+"""Several processes on every device. MMDetection's `build_ddp` refuses CPUs."""
 
-import os
 from typing import Any
 
 import mmdet.apis.train
-import torch
 import torch.distributed as dist
 from mmcv.parallel import MMDistributedDataParallel
 from mmdet.utils import build_ddp as stock_build_ddp
 from torch import nn
-
-BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 
 class CPUDistributedDataParallel(MMDistributedDataParallel):
@@ -35,18 +31,11 @@ def build_ddp(model: nn.Module, device: str, device_ids: list[int], **kwargs: An
     return wrapped
 
 
-def init_process_group(device: str) -> tuple[int, int]:
-    """Joins the other processes that torchrun started, if there are any; the rank and how many they are."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
-        return 0, 1
-    if device != "cpu":
-        getattr(torch, device).set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group(BACKENDS[device])
+def prepare_ddp() -> None:
+    """Lets MMDetection train in several processes on CPUs, and under torch 2.1 and newer."""
     # torch 2.1 dropped this attribute of DistributedDataParallel, which mmcv 1.7.2 reads in every evaluation.
     MMDistributedDataParallel._use_replicated_tensor_module = False
     mmdet.apis.train.build_ddp = build_ddp  # what train_detector calls
-    return dist.get_rank(), world_size
 
 
 def gather_results(mine: list[Any], total: int) -> list[Any]:

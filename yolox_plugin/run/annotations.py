@@ -4,47 +4,37 @@ import codecs
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
-import mmdet.datasets
-from mmcv import Config
-from mmdet.datasets import DATASETS
 
-from ..mmdet2.dataset import CocoDataset, MultiImageMixDataset
 from .messages import InputError, warn
 
-MIN_SIZE = 32  # pixels: MMDetection trains on no smaller images
+
+class Source(NamedTuple):
+    """An annotation file with its images, and what MMDetection reads of them."""
+
+    part: str  # of the config, where a data set names it
+    kind: str  # of that data set
+    path: Path
+    folder: Path
+    classes: Sequence[str]
+    training: bool
+    sizes: bool  # whether it reads the size of each image, and boxes as in training
+    keeps_empty: bool
+    min_size: int  # pixels: it trains on no smaller images
+    byte_order_mark: bool  # whether it reads a file that begins with one
 
 
-def leaves(data: Any) -> Iterator[Any]:
-    """The configs of the data sets that read annotations, inside those that mix, repeat or join them."""
-    if isinstance(data, (list, tuple)):
-        for part in data:
-            yield from leaves(part)
-    elif "datasets" in data or "dataset" in data:
-        yield from leaves(data.get("datasets", data.get("dataset")))
-    else:
-        yield data
-
-
-def files_of(leaf: Any) -> list[tuple[Path, Path]]:
-    """Annotation files and image folders that a data set of this config reads, as MMDetection finds them."""
-    root = leaf.get("data_root") or ""
-    paths = leaf.ann_file if isinstance(leaf.ann_file, (list, tuple)) else [leaf.ann_file]
-    prefix = leaf.get("img_prefix") or ""
-    prefixes = prefix if isinstance(prefix, (list, tuple)) else [prefix] * len(paths)
-    return [(Path(root, path), Path(root, folder)) for path, folder in zip(paths, prefixes, strict=True)]
-
-
-def check_data(cfg: Config, splits: Sequence[str], root: Path) -> dict[str, int]:
+def check_data(sources: Iterable[Source], root: Path, heads: int | None) -> dict[str, int]:
     """Each class's label, if annotations are there, fit the config, and every image file has an image's beginning.
 
     Args:
         root: --data-path.
+        heads: for how many classes the config's head is, if it says so.
 
     Raises:
         InputError: something is missing or wrong.
@@ -52,29 +42,22 @@ def check_data(cfg: Config, splits: Sequence[str], root: Path) -> dict[str, int]
     if not root.is_dir():
         raise InputError(f"--data-path {root} is not a folder")
     known: dict[str, tuple[int, Path]] = {}
-    for split in splits:
-        check_nesting(cfg.data[split], split)
-        for leaf in leaves(cfg.data[split]):
-            wanted = check_type(leaf, split)
-            for path, folder in files_of(leaf):
-                labels = check_file(cfg, leaf, split, root, path, folder, wanted)
-                check_labels(known, labels, path)
+    for source in sources:
+        check_labels(known, check_file(source, root, heads), source.path)
     return {name: label for name, (label, _) in known.items()}
 
 
-def check_file(
-    cfg: Config, leaf: Any, split: str, root: Path, path: Path, folder: Path, wanted: Sequence[str]
-) -> list[str]:
+def check_file(source: Source, root: Path, heads: int | None) -> list[str]:
     """Checks an annotation file and its images; its classes in the order of their labels."""
+    path = source.path
     if not path.is_file():
         if path.is_relative_to(root):
             raise InputError(f"--data-path {root} has no {path.relative_to(root)}")
-        raise InputError(f"{path}, the ann_file of data.{split}, does not exist")
-    training = split == "train"
-    content = check_annotations(leaf, path, training)
-    labels = check_classes(cfg, content["categories"], wanted, path)
-    check_gts(leaf, content, wanted, path, training)
-    check_images(folder, [image["file_name"] for image in content["images"]], path)
+        raise InputError(f"{path}, the ann_file of {source.part}, does not exist")
+    content = check_annotations(source)
+    labels = check_classes(source, content["categories"], heads)
+    check_gts(source, content)
+    check_images(source.folder, [image["file_name"] for image in content["images"]], path)
     return labels
 
 
@@ -91,61 +74,6 @@ def check_labels(known: dict[str, tuple[int, Path]], labels: Sequence[str], path
                 f"{name} is label {label} in {path} but {expected} in {other}, as MMDetection numbers the classes that"
                 " a file has in its order: give both the same categories"
             )
-
-
-def check_nesting(data: Any, split: str, around: tuple[str, ...] = ()) -> None:
-    """Raises InputError for data sets around data sets that do not work.
-
-    Args:
-        around: the types of those outside of `data`.
-    """
-    if split != "train":
-        if isinstance(data, (list, tuple)) or "dataset" in data or "datasets" in data or len(files_of(data)) != 1:
-            raise InputError(f"data.{split} must be one data set with one annotation file, whose figures are reported")
-        return
-    if isinstance(data, (list, tuple)):
-        for part in data:
-            check_nesting(part, split, (*around, "ConcatDataset"))
-        return
-    if data.type == "MultiImageMixDataset" and "ClassBalancedDataset" in around:
-        raise InputError(
-            "data.train has a MultiImageMixDataset in a ClassBalancedDataset, which asks it for classes that it does"
-            " not tell: put the ClassBalancedDataset inside"
-        )
-    if data.type == "MultiImageMixDataset" and around and not _is_ours(data.type, MultiImageMixDataset):
-        raise InputError(
-            f"data.train has a MultiImageMixDataset in a {around[-1]}: MMDetection's hooks, without the plugin's"
-            " training part, find only an outermost one"
-        )
-    for key in ("dataset", "datasets"):
-        if key in data:
-            check_nesting(data[key], split, (*around, data.type))
-
-
-def _is_ours(name: str, ours: type) -> bool:
-    """Whether the data set registered under this name is the plugin's, or the user's own kind of it."""
-    return issubclass(DATASETS.get(name), ours)
-
-
-def check_type(leaf: Any, split: str) -> Sequence[str]:
-    """The classes of a data set that reads COCO's annotations.
-
-    Raises:
-        InputError: it is another kind, or has no good classes.
-    """
-    kind = DATASETS.get(leaf.type)
-    if kind is None or not issubclass(kind, mmdet.datasets.CocoDataset):
-        raise InputError(f"data.{split} must be read by a CocoDataset, got {leaf.type}")
-    classes = leaf.get("classes")
-    if isinstance(classes, str) and not Path(classes).is_file():
-        raise InputError(
-            f"classes={classes!r} of data.{split} is a string, which MMDetection takes for a file with a class a line,"
-            f" and there is none: for one class write ({classes!r},)"
-        )
-    wanted: Sequence[str] = kind.get_classes(classes)
-    if len(set(wanted)) < len(wanted):
-        raise InputError(f"classes of data.{split} must differ, got {in_words(wanted)}")
-    return wanted
 
 
 def in_words(names: Iterable[str]) -> str:
@@ -222,15 +150,16 @@ def check_entries(path: Path, kind: str, entries: Sequence[Any], rules: Sequence
     _refuse(path, [f"{count} entries have the {kind} id {name!r}" for name, count in ids.items() if count > 1])
 
 
-def check_annotations(leaf: Any, path: Path, training: bool) -> dict[str, list[dict[str, Any]]]:
+def check_annotations(source: Source) -> dict[str, list[dict[str, Any]]]:
     """The content of an annotation file that has everything that MMDetection, and in validation pycocotools, read.
 
     Raises:
         InputError: for the first problem of each kind, with the file, the id and the field.
     """
+    path, training = source.path, source.training
     raw = path.read_bytes()
-    if raw.startswith(codecs.BOM_UTF8) and not _is_ours(leaf.type, CocoDataset):
-        raise InputError(f"{path} begins with a byte order mark, which {leaf.type} does not read: save it without")
+    if raw.startswith(codecs.BOM_UTF8) and not source.byte_order_mark:
+        raise InputError(f"{path} begins with a byte order mark, which {source.kind} does not read: save it without")
     try:
         content = json.loads(raw.decode("utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -240,7 +169,7 @@ def check_annotations(leaf: Any, path: Path, training: bool) -> dict[str, list[d
         raise InputError(f"{path} must be an object with the lists {', '.join(parts)}")
     if not content["images"]:
         raise InputError(f"{path} lists no images")
-    check_entries(path, "image", content["images"], [*IMAGES, *SIZES] if training else IMAGES)
+    check_entries(path, "image", content["images"], [*IMAGES, *SIZES] if source.sizes else IMAGES)
     check_entries(path, "category", content["categories"], CATEGORIES)
     check_entries(path, "annotation", content["annotations"], ANNOTATIONS)
     images, categories = ({entry["id"] for entry in content[part]} for part in ("images", "categories"))
@@ -258,12 +187,13 @@ def check_annotations(leaf: Any, path: Path, training: bool) -> dict[str, list[d
     return content
 
 
-def check_classes(cfg: Config, categories: Sequence[dict[str, Any]], wanted: Sequence[str], path: Path) -> list[str]:
+def check_classes(source: Source, categories: Sequence[dict[str, Any]], heads: int | None) -> list[str]:
     """The config's classes that a file has, in the order of its categories, in which MMDetection numbers the labels.
 
     Raises:
         InputError: it has none, or one twice, or the head is for another number of classes.
     """
+    path, wanted = source.path, source.classes
     found = [category["name"] for category in categories]
     labels = [name for name in found if name in wanted]
     if not labels:
@@ -272,8 +202,7 @@ def check_classes(cfg: Config, categories: Sequence[dict[str, Any]], wanted: Seq
             f" {in_words(sorted(found))}: name a --config with these `classes`"
         )
     _refuse(path, [f"{count} categories are named {name}" for name, count in Counter(labels).items() if count > 1])
-    heads = cfg.model.get("bbox_head", {}).get("num_classes", len(wanted))
-    if heads != len(wanted):
+    if heads not in (None, len(wanted)):
         raise InputError(f"the config has {len(wanted)} classes but model.bbox_head.num_classes={heads}")
     lacking = [name for name in wanted if name not in labels]
     if lacking:
@@ -295,30 +224,27 @@ def count_gts(content: dict[str, Any], wanted: Sequence[str], training: bool) ->
     )
 
 
-def has_gts(cfg: Config, split: str) -> bool:
-    """Whether a split that `check_data` has passed has anything to evaluate with."""
-    [(path, _)] = files_of(cfg.data[split])
-    data = cfg.data[split]
-    return bool(
-        count_gts(json.loads(path.read_bytes()), DATASETS.get(data.type).get_classes(data.get("classes")), False)
-    )
+def has_gts(source: Source) -> bool:
+    """Whether a file that `check_data` has passed has anything to evaluate with."""
+    return bool(count_gts(json.loads(source.path.read_bytes()), source.classes, training=False))
 
 
-def check_gts(leaf: Any, content: dict[str, Any], wanted: Sequence[str], path: Path, training: bool) -> None:
+def check_gts(source: Source, content: dict[str, Any]) -> None:
     """Raises InputError if there is nothing to train on, and warns if there is nothing to evaluate with."""
-    gts = count_gts(content, wanted, training)
-    if not training:
+    path = source.path
+    gts = count_gts(content, source.classes, source.training)
+    if not source.training:
         if not gts:
             warn(f"{path} has no annotation of the config's classes: mAP will be null")
         return
     if not gts:
         raise InputError(f"{path} has no annotation of the config's classes to train on")
     for image in content["images"]:
-        if min(image["width"], image["height"]) >= MIN_SIZE and (
-            gts[image["id"]] or not leaf.get("filter_empty_gt", True)
-        ):
+        if min(image["width"], image["height"]) >= source.min_size and (gts[image["id"]] or source.keeps_empty):
             return
-    raise InputError(f"{path}: MMDetection leaves out all images, as of less than {MIN_SIZE} pixels or unannotated")
+    raise InputError(
+        f"{path}: MMDetection leaves out all images, as of less than {source.min_size} pixels or unannotated"
+    )
 
 
 def check_images(folder: Path, names: Sequence[str], annotations: Path) -> None:

@@ -10,11 +10,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from mmdet.datasets import build_dataset
-
-from . import annotations, evaluate, report
+from ..core.checkpoint import newest_checkpoint
+from . import evaluate, report
 from . import train as training
-from .config import load_config
 from .demo_data import make_dataset
 from .messages import InputError
 from .options import options_of, positive, user_path, whole
@@ -24,6 +22,7 @@ MARKER = ".made-by-yolox-demo"
 # What a demo writes. Anything else in its folder is somebody's.
 MADE = re.compile(
     r"config\.py|result\.json|(curves|detections)\.png|(latest|epoch_\d+)\.pth|\d+_\d+\.log(\.json)?|tf_logs/.*"
+    r"|last_checkpoint|\d+_\d+/.*"
 )
 
 
@@ -49,8 +48,8 @@ def main() -> int:
         make_dataset(args.data_path)
     common = options(args)
     try:
-        cfg = load_config(training.parser().parse_args(common))
-        annotations.check_data(cfg, ("train", "val"), args.data_path.absolute())
+        given = training.parser().parse_args(common)
+        training.host.check_data(given, training.host.configure(given), ("train", "val"))
     except InputError as error:
         parser.error(str(error))
     for path in args.work_dir.iterdir() if args.work_dir.exists() else ():
@@ -94,12 +93,12 @@ def run(args: argparse.Namespace) -> int:
         return status
     result = json.loads((args.work_dir / "result.json").read_text())
 
-    checkpoint = args.work_dir / "latest.pth"
-    evaluation = evaluate.parser().parse_args([*common, f"--pth-path={checkpoint}"])
-    cfg = load_config(evaluation)
-    model, dataset = evaluate.load_model(cfg, checkpoint), build_dataset(cfg.data.test, {"test_mode": True})
+    checkpoint = newest_checkpoint(args.work_dir)
+    assert checkpoint is not None, "a training leaves one"
+    cfg = evaluate.host.load_config(evaluate.parser().parse_args([*common, f"--pth-path={checkpoint}"]))
+    evaluation = evaluate.host.Evaluation(cfg, checkpoint)
     picture = args.work_dir / "detections.png"
-    report.draw_detections(dataset, evaluate.detect(model, dataset, cfg, batch_size=1), picture)
+    report.draw_detections(evaluation.pictures(), evaluation.classes, picture)
     print(
         f"\n\ndemo: mAP {result['mAP']:.3f}, AP50 {result['AP50']:.3f},"
         f" {result['images_per_second']['median']:.1f} images/s in training, trained in {result['seconds']:.0f} s"

@@ -5,10 +5,8 @@ import os
 from pathlib import Path
 
 import cv2
-from mmcv import Config
 
 from ..core.checkpoint import newest_checkpoint
-from .annotations import files_of
 from .messages import InputError
 
 MAX_NAME = 255  # bytes
@@ -31,7 +29,8 @@ def check_folder(option: str, folder: Path) -> None:
 
 def has_run(work_dir: Path) -> bool:
     """Whether there are checkpoints or logs in `work_dir`."""
-    return newest_checkpoint(work_dir) is not None or any(work_dir.glob("*.log")) or any(work_dir.glob("*.log.json"))
+    logs = ("*.log", "*.log.json", "*/*.log")  # mmengine's have a folder for each start
+    return newest_checkpoint(work_dir) is not None or any(any(work_dir.glob(names)) for names in logs)
 
 
 def check_unmixed(work_dir: Path, resume: bool) -> None:
@@ -63,11 +62,10 @@ def check_replaceable(work_dir: Path) -> None:
         raise InputError(f"--work-dir {work_dir} has a result.json that would be overwritten: name another")
 
 
-def check_pictures(save_dir: Path, cfg: Config) -> None:
-    """Raises InputError unless the picture of every image of data.test would be a new file inside `save_dir`, and one
-    that no other image has."""
+def check_pictures(save_dir: Path, annotations: Path) -> None:
+    """Raises InputError unless the picture of every image in the annotation file would be a new file inside `save_dir`,
+    and one that no other image has."""
     check_folder("--save-dir", save_dir)
-    [(annotations, _)] = files_of(cfg.data.test)
     root = os.path.realpath(save_dir)
     taken: dict[str, str] = {}
     for image in json.loads(annotations.read_bytes())["images"]:

@@ -6,16 +6,31 @@ import signal
 import sys
 from collections.abc import Sequence
 
+import torch
+import torch.distributed as dist
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from .options import TORCHRUN_OPTIONS
 
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
+
 
 def is_child() -> bool:
     """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def join(device: str) -> tuple[int, int]:
+    """Joins the other processes that torchrun started, if there are any; the rank and how many they are."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        return 0, 1
+    if device != "cpu":
+        getattr(torch, device).set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(BACKENDS[device])
+    return dist.get_rank(), world_size
 
 
 def interrupted() -> int:

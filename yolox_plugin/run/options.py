@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmcv import DictAction
+from ..hosts import find_host
+
+if find_host() == "mmdet2":
+    from mmcv import DictAction
+else:
+    from mmengine.config import DictAction
 
 # Handed on to torchrun, for several machines.
 TORCHRUN_OPTIONS = (
@@ -29,7 +34,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--data-path", type=user_path, required=True, metavar="DIR",
         help="COCO 2017 layout: annotations/instances_{train,val}2017.json, train2017/, val2017/")  # fmt: skip
     add("--config", default="yolox_m_8x8_300e_coco", metavar="NAME|FILE",
-        help="a config file, or the name of one of MMDetection's or this plugin's (default: %(default)s)")  # fmt: skip
+        help="a config file, or the name of one of MMDetection's or this plugin's; those of MMDetection 2 and of"
+        " MMDetection 3 are understood by both (default: %(default)s)")  # fmt: skip
     add("--devices", type=positive, default=1, metavar="N", help="processes on this machine, one a device (default: 1)")
     add("--device", choices=("npu", "cuda", "cpu"), help="default: the first of these that is there")
     add("--work-dir", type=user_path, metavar="DIR", help="where everything is written (default: work_dirs/NAME)")

@@ -1,38 +1,33 @@
 """What a run leaves for people and for programs: final lines, result.json, and pictures."""
 
+import itertools
 import json
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import matplotlib
-import mmcv
 import numpy as np
+
+from ..hosts import version_of
 
 COLOURS = ((80, 80, 240), (80, 200, 80), (240, 140, 60), (60, 200, 240), (220, 80, 220))  # BGR, one a class
 FIGURES = {"mAP": "mAP", "AP50": "mAP_50", "AP75": "mAP_75", "APs": "mAP_s", "APm": "mAP_m", "APl": "mAP_l"}
 
 
-def read_log(work_dir: Path) -> list[dict[str, Any]]:
-    """The lines of all MMDetection's JSON logs in `work_dir`, in the order of training.
+class Outcome(NamedTuple):
+    """What a training was, for result.json."""
 
-    Of what a resumed run trained again, its own line counts. The first training line of each log is marked as
-    `warm_up`: workers start, memory is allocated. The `iter` of an evaluation is that of the training before it.
-    """
-    lines = {}
-    for path in sorted(work_dir.glob("*.log.json")):
-        warm_up, trained = True, 0
-        for line in parse_log(path):
-            if line.get("mode") == "train":
-                line["warm_up"], warm_up, trained = warm_up, False, line["iter"]
-            if "mode" in line:
-                line["iter"] = trained  # not the number of its batches
-                lines[line["epoch"], trained, line["mode"] == "val"] = line
-    return [lines[key] for key in sorted(lines)]
+    batch_size: int
+    epochs: int | None
+    iterations: int | None
+    seed: int | None
+    log: list[dict[str, Any]]  # of the host's `read_log`
+    has_gts: bool  # whether there was anything to evaluate with
 
 
 def parse_log(path: Path) -> Iterator[dict[str, Any]]:
@@ -50,16 +45,12 @@ def parse_log(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"line {number} of {path} is no JSON: {error}") from error
 
 
-def seed_of(log: Path) -> int | None:
-    """The seed that a training really had, a resumed one its checkpoint's: mmcv writes `meta` first into the log."""
-    return next((line["seed"] for line in parse_log(log) if "seed" in line), None)
-
-
 def speed(log: list[dict[str, Any]], images: int) -> dict[str, Any]:
     """Images a second of all devices, and the share of the time spent waiting for data, from the log of a training.
 
     Args:
-        log: of `read_log`. Each line has the mean over some iterations; the figures are medians and quartiles of those.
+        log: of the host's `read_log`. Each line has the mean over some iterations; the figures are medians and quartiles
+            of those.
         images: an iteration's, of all devices.
     """
     train = [line for line in log if line["mode"] == "train"]
@@ -88,8 +79,10 @@ def accuracy(figures: dict[str, Any], has_gts: bool = True) -> dict[str, float |
 
 def versions() -> dict[str, str]:
     """Of everything that has a part in the figures."""
-    found = {"python": platform.python_version(), "mmcv": mmcv.__version__}
-    for name in ("yolox-ops", "torch", "torch_npu", "mmdet", "numpy", "opencv-python-headless", "pycocotools",
+    found = {"python": platform.python_version()}
+    hosts = {name: version_of(name) for name in ("mmcv", "mmengine", "mmdet")}
+    found |= {name: text for name, text in hosts.items() if text != "not there"}
+    for name in ("yolox-ops", "torch", "torch_npu", "numpy", "opencv-python-headless", "pycocotools",
                  "faster-coco-eval"):  # fmt: skip
         try:
             found[name] = version(name)
@@ -111,26 +104,21 @@ def write_result(work_dir: Path, result: dict[str, Any]) -> None:
     print(f"E2E {kind}ing Duration sec : {result['seconds']:.0f}", flush=True)
 
 
-def draw_curves(log: list[dict[str, Any]], path: Path, title: str, by_epoch: bool = True) -> None:
-    """Training loss and validation mAP over the epochs, or over the iterations of a runner without them."""
+def draw_curves(log: list[dict[str, Any]], path: Path, title: str, unit: str) -> None:
+    """Training loss and validation mAP, over the epochs, or over the iterations of a training without them: `unit`."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     steps = [line for line in log if line["mode"] == "train"]
     evaluations = [line for line in log if line["mode"] == "val" and line.get("bbox_mAP", 0.0) >= 0]  # -1: without gts
-    per_epoch = max((line["iter"] for line in steps), default=1)
-
-    def place(line: dict[str, Any]) -> float:
-        return float(line["epoch"] - 1 + line["iter"] / per_epoch if by_epoch else line["iter"])
-
     figure, left = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    left.plot([place(line) for line in steps], [line["loss"] for line in steps], color="tab:blue")
-    left.set_xlabel("epoch" if by_epoch else "iteration")
+    left.plot([line["at"] for line in steps], [line["loss"] for line in steps], color="tab:blue")
+    left.set_xlabel(unit)
     left.set_ylabel("training loss", color="tab:blue")
     if evaluations:
         right = left.twinx()
         means = [line.get("bbox_mAP", 0.0) for line in evaluations]
-        right.plot([place(line) for line in evaluations], means, "o-", color="tab:red")
+        right.plot([line["at"] for line in evaluations], means, "o-", color="tab:red")
         right.set_ylabel("validation mAP", color="tab:red")
         right.set_ylim(0, 1)
     left.set_title(title)
@@ -146,27 +134,64 @@ def drawable(detections: Any, shape: Sequence[int]) -> Any:
     return np.hstack([corners, detections[:, 4:]])
 
 
-def draw_detections(dataset: Any, results: list[Any], path: Path, columns: int = 4, rows: int = 2) -> None:
-    """A contact sheet of the first val images with their detections of a score of 0.3 or more."""
+def draw_boxes(image: Any, results: Sequence[Any], classes: Sequence[str], score_thr: float) -> None:
+    """Draws on an image the boxes (x1, y1, x2, y2, score) of each class that have this score or more."""
+    size = max(0.35, image.shape[1] / 1500)  # of the letters
+    for label, found in enumerate(results):
+        for *box, score in drawable(found[found[:, 4] >= score_thr], image.shape):
+            x1, y1, x2, y2 = map(round, box)
+            colour = COLOURS[label % len(COLOURS)]
+            cv2.rectangle(image, (x1, y1), (x2, y2), colour, 1, cv2.LINE_AA)
+            words = f"{classes[label]} {score:.2f}"
+            (w, h), below = cv2.getTextSize(words, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+            left = max(min(x1, image.shape[1] - w - 2), 0)
+            top = max(y1 - h - below, 0)
+            cv2.rectangle(image, (left, top), (left + w + 2, top + h + below), colour, -1)
+            place = (left + 1, top + h)
+            cv2.putText(image, words, place, cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 1, cv2.LINE_AA)
+
+
+def draw_detections(
+    detections: Iterable[tuple[Path, Sequence[Any]]],
+    classes: Sequence[str],
+    path: Path,
+    columns: int = 4,
+    rows: int = 2,
+) -> None:
+    """A contact sheet of images with their detections of a score of 0.3 or more.
+
+    Args:
+        detections: image files, each with the boxes (x1, y1, x2, y2, score) of each class.
+    """
     width, height = 320, 240
     sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
-    for index in range(min(columns * rows, len(dataset))):
-        image = mmcv.imread(str(Path(dataset.img_prefix) / dataset.data_infos[index]["filename"]))
+    for index, (file, results) in enumerate(itertools.islice(detections, columns * rows)):
+        image = read_image(file)
         scale = min(width / image.shape[1], height / image.shape[0])
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        for label, detections in enumerate(results[index]):
-            for *box, score in drawable(detections[detections[:, 4] >= 0.3] * [*[scale] * 4, 1], image.shape):
-                x1, y1, x2, y2 = map(round, box)
-                colour = COLOURS[label % len(COLOURS)]
-                cv2.rectangle(image, (x1, y1), (x2, y2), colour, 1, cv2.LINE_AA)
-                words = f"{dataset.CLASSES[label]} {score:.2f}"
-                (w, h), below = cv2.getTextSize(words, cv2.FONT_HERSHEY_SIMPLEX, 0.35, 1)
-                left = max(min(x1, image.shape[1] - w - 2), 0)
-                top = max(y1 - h - below, 0)
-                cv2.rectangle(image, (left, top), (left + w + 2, top + h + below), colour, -1)
-                place = (left + 1, top + h)
-                cv2.putText(image, words, place, cv2.FONT_HERSHEY_SIMPLEX, 0.35, (0, 0, 0), 1, cv2.LINE_AA)
+        draw_boxes(image, [found * [*[scale] * 4, 1] for found in results], classes, 0.3)
         y, x = index // columns * height, index % columns * width
         sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
-    if not cv2.imwrite(str(path), sheet):
+    write_image(path, sheet)
+
+
+def save_picture(file: Path, results: Sequence[Any], classes: Sequence[str], score_thr: float, path: Path) -> None:
+    """An image with its boxes (see `draw_boxes`), as a file of its own."""
+    image = read_image(file)
+    draw_boxes(image, results, classes, score_thr)
+    write_image(path, image)
+
+
+def read_image(path: Path) -> Any:
+    """Its colours, (h, w, 3) uint8 BGR, upright as the camera held it."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise OSError(f"cannot read {path}")
+    return image
+
+
+def write_image(path: Path, image: Any) -> None:
+    """Raises OSError if that cannot be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), image):
         raise OSError(f"cannot write {path}")

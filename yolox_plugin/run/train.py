@@ -11,8 +11,7 @@ run, 2 if something in the command is wrong (nothing has been written then), and
 import argparse
 import contextlib
 import fcntl
-import importlib.util
-import math
+import importlib
 import os
 import sys
 import time
@@ -20,28 +19,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from mmcv import Config
-from mmcv.runner import HOOKS, BaseRunner, Hook, get_dist_info
-from mmdet.apis import set_random_seed, train_detector
-from mmdet.datasets import build_dataloader, build_dataset
-from mmdet.utils import get_root_logger, setup_multi_processes
 
 from ..core.checkpoint import newest_checkpoint
-from ..core.mixing import data_sets_in
-from ..mmdet2.dataset import CocoDataset
-from ..mmdet2.ddp import init_process_group
-from . import annotations, checks, folders, launch, report
-from .config import listed, load_config, text_of
-from .messages import InputError, described, warn
+from ..hosts import find_host
+from . import folders, launch, report
+from .messages import InputError, warn
 from .options import add_options, options_of, positive, whole
-from .recipe import check_lengths, check_recipe, length_of, log_often, schedule
+
+# configure, check and train for the MMDetection that is installed.
+host = importlib.import_module(f".{find_host()}.training", __package__)
 
 # Seconds since 1970, for the processes that a command starts, restarted ones too; it has checked everything.
 START = "YOLOX_PLUGIN_START"
-# Hooks with a closing phase, and how many epochs MMDetection gives it where the config does not say.
-CLOSING = {"YOLOXModeSwitchHook": 15, "SyncNormHook": 15}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,9 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = float(given or time.time())
     alone = args.devices == 1 and not args.max_restarts and args.nnodes is None
     try:
-        cfg = configure(args)
+        cfg = host.configure(args)
         if not given:
-            check(args, cfg)
+            host.check(args, cfg)
         if alone or launch.is_child():
             # What lies in the work directory of a process that is started again is this command's own.
             train(args, cfg, start, resume=args.resume or given is not None)
@@ -96,85 +86,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def configure(args: argparse.Namespace) -> Config:
-    """The config with everything the options say, except what depends on the size of the data set (`schedule`)."""
-    cfg = load_config(args)
-    if args.batch_size:
-        cfg.data.train_dataloader.samples_per_gpu = args.batch_size
-    if args.amp:
-        cfg.model.autocast = args.amp
-    if "base_batch_size" in cfg.auto_scale_lr:
-        cfg.auto_scale_lr.enable = True
-    cfg.seed = args.seed
-    cfg.auto_resume = False  # `train` says where to go on from
-    if "evaluation" not in cfg:
-        cfg.evaluation = {}  # MMDetection evaluates every epoch then; None stands for none
-    cfg.custom_hooks = list(listed(cfg.custom_hooks))
-    for hook in cfg.custom_hooks:
-        if hook.get("type") in CLOSING:
-            hook.setdefault("num_last_epochs", CLOSING[hook.type])
-    cfg.log_config.setdefault("interval", 50)
-    cfg.log_config.setdefault("hooks", [])
-    loggers = ["TextLoggerHook"]  # the figures of a run come from its log
-    if importlib.util.find_spec("tensorboard") is not None:
-        loggers.append("TensorboardLoggerHook")
-    there = [hook.type for hook in cfg.log_config.hooks]
-    cfg.log_config.hooks.extend({"type": name} for name in loggers if name not in there)
-    return cfg
+def train(args: argparse.Namespace, cfg: Any, start: float, resume: bool) -> None:
+    """One process of a training that began at `start`, from the process group to result.json.
 
-
-def validates(args: argparse.Namespace, cfg: Config) -> bool:
-    """Whether this training evaluates on val."""
-    return not args.performance and cfg.evaluation is not None
-
-
-def check(args: argparse.Namespace, cfg: Config) -> None:
-    """Raises InputError for whatever would fail later, or overwrite something."""
-    checks.check_devices(cfg.device, args.devices)
-    checks.check_precision(cfg, args.amp)
-    built = checks.check_parts(cfg)
-    check_recipe(args, cfg)
-    splits = ("train", "val") if validates(args, cfg) else ("train",)
-    labels = annotations.check_data(cfg, splits, args.data_path.absolute())
-    if "val" in splits:
-        checks.check_evaluation(cfg, distributed=args.devices > 1 or args.nnodes is not None)
+    Raises:
+        InputError: for what shows only in the data set; nothing has been written then.
+    """
+    rank, world_size = launch.join(cfg.device)
     work_dir = Path(cfg.work_dir)
-    folders.check_folder("--work-dir", work_dir)
-    folders.check_new(work_dir, args.resume)
-    checks.check_initial_weights(built.model, "load_from", cfg.load_from)
-    checks.check_initial_weights(built.model, "resume_from", cfg.resume_from)
-    newest = newest_checkpoint(work_dir) if args.resume else None
-    if newest:
-        checks.check_resumable(built, "--resume", newest, length_of(args, cfg), labels)
-    elif cfg.resume_from and "://" not in cfg.resume_from:
-        checks.check_resumable(built, "resume_from", Path(cfg.resume_from), length_of(args, cfg), labels)
-
-
-def iterations_in(dataset: Any, cfg: Config, distributed: bool) -> int:
-    """In an epoch, of the loader that MMDetection will make; the images shared out for a runner without epochs."""
-    options = {"samples_per_gpu": 2, **cfg.data.train_dataloader, "workers_per_gpu": 0, "persistent_workers": False}
-    if "max_epochs" in cfg.runner:
-        loader = build_dataloader(dataset, dist=distributed, seed=cfg.seed, runner_type=cfg.runner.type, **options)
-        return len(loader)
-    batches: float = len(dataset) / options["samples_per_gpu"] / len(cfg.gpu_ids)
-    return math.ceil(batches)
-
-
-class Enough(Exception):
-    """As many iterations as were asked for."""
-
-
-@HOOKS.register_module()
-class StopHook(Hook):
-    """Ends the training after so many iterations, which mmcv's runner has no other way for."""
-
-    def __init__(self, iterations: int) -> None:
-        self.iterations = iterations
-
-    def after_train_iter(self, runner: BaseRunner) -> None:
-        if runner.iter + 1 >= self.iterations:
-            runner.logger.info(f"stopped after {self.iterations} iterations, as asked")
-            raise Enough
+    training = host.Training(args, cfg)
+    with claimed(work_dir, resume, training.text) if rank == 0 else contextlib.nullcontext():
+        outcome = training.run(agreed(newest_checkpoint(work_dir)) if resume else None)
+        if rank == 0:
+            finish(args, cfg, outcome, world_size, time.time() - start)
 
 
 def agreed(value: Any) -> Any:
@@ -183,37 +107,6 @@ def agreed(value: Any) -> Any:
     if dist.is_initialized():
         dist.broadcast_object_list(found, src=0)
     return found[0]
-
-
-def labels_of(dataset: Any) -> dict[str, list[str]]:
-    """What a checkpoint tells of the numbering of classes, in which MMDetection follows the annotation file."""
-    leaves = [part for part in data_sets_in(dataset) if isinstance(part, CocoDataset)]
-    return {"LABELS": leaves[0].label_names} if leaves else {}
-
-
-def train(args: argparse.Namespace, cfg: Config, start: float, resume: bool) -> None:
-    """One process of a training that began at `start`, from the process group to result.json.
-
-    Raises:
-        InputError: for what shows only in the data set; nothing has been written then.
-    """
-    rank, world_size = init_process_group(cfg.device)
-    setup_multi_processes(cfg)
-    set_random_seed(args.seed)
-    cfg.gpu_ids = list(range(world_size))
-    dataset = described("data.train", lambda: build_dataset(cfg.data.train))
-    per_epoch = iterations_in(dataset, cfg, distributed=world_size > 1)
-    epochs, iterations = args.epochs, args.iterations
-    if args.performance and not epochs and not iterations:
-        epochs, iterations = (1, None) if "max_epochs" in cfg.runner else (None, per_epoch)
-    schedule(cfg, epochs, per_epoch)
-    length = cfg.runner.max_iters if "max_iters" in cfg.runner else cfg.runner.max_epochs * per_epoch
-    if "max_epochs" in cfg.runner and not epochs:  # or they have been made to fit
-        check_lengths(cfg, per_epoch)
-    log_often(cfg, min(min(length, iterations or length) // 20, per_epoch))
-    model = checks.check_model(cfg)
-    with claimed(Path(cfg.work_dir), resume, text_of(cfg)) if rank == 0 else contextlib.nullcontext():
-        run(args, cfg, start, resume, dataset, model, iterations)
 
 
 @contextlib.contextmanager
@@ -240,57 +133,25 @@ def claimed(work_dir: Path, resume: bool, text: str) -> Iterator[None]:
         yield
 
 
-def run(
-    args: argparse.Namespace, cfg: Config, start: float, resume: bool, dataset: Any, model: Any, iterations: int | None
-) -> None:
-    """The training itself, in a folder that is this run's."""
-    rank, world_size = get_dist_info()
-    work_dir = Path(cfg.work_dir)
-    stamp = time.strftime("%Y%m%d_%H%M%S")
-    log_file = str(work_dir / f"{stamp}.log") if rank == 0 else None
-    logger = get_root_logger(log_file=log_file, log_level=cfg.log_level)
-    logger.info(", ".join(f"{name} {value}" for name, value in report.versions().items()))
-    model.init_weights()
-    if cfg.get("channels_last"):
-        model.to(memory_format=torch.channels_last)
-    model.CLASSES = dataset.CLASSES
-    about = {"CLASSES": dataset.CLASSES, **labels_of(dataset)}
-    meta = {**about, "seed": args.seed, "config": text_of(cfg)}
-    if cfg.checkpoint_config is not None:
-        cfg.checkpoint_config.meta = about
-    if iterations:
-        cfg.custom_hooks.append({"type": "StopHook", "iterations": iterations, "priority": "LOWEST"})
-    newest = agreed(newest_checkpoint(work_dir)) if resume else None
-    if newest:
-        cfg.resume_from = str(newest)
-    with contextlib.suppress(Enough):
-        train_detector(model, [dataset], cfg, distributed=world_size > 1, validate=validates(args, cfg),
-                       timestamp=stamp, meta=meta)  # fmt: skip
-    if rank == 0:
-        finish(args, cfg, stamp, world_size, time.time() - start)
-
-
-def finish(args: argparse.Namespace, cfg: Config, stamp: str, world_size: int, seconds: float) -> None:
+def finish(args: argparse.Namespace, cfg: Any, outcome: report.Outcome, world_size: int, seconds: float) -> None:
     """Writes result.json and curves.png, and prints the final lines."""
-    work_dir = Path(cfg.work_dir)
-    batch_size = cfg.data.train_dataloader.get("samples_per_gpu", 2)
-    log = report.read_log(work_dir)
+    work_dir, log = Path(cfg.work_dir), outcome.log
     losses = [line["loss"] for line in log if line["mode"] == "train"]
     evaluations = [line for line in log if line["mode"] == "val"]
-    report.draw_curves(log, work_dir / "curves.png", args.config, by_epoch="max_epochs" in cfg.runner)
+    report.draw_curves(log, work_dir / "curves.png", args.config, "epoch" if outcome.epochs else "iteration")
     report.write_result(work_dir, {
         "task": "train",
         "config": args.config,
         "device": cfg.device,
         "devices": world_size,
-        "batch_size": batch_size,
-        "epochs": cfg.runner.get("max_epochs"),
-        "iterations": args.iterations or cfg.runner.get("max_iters"),
-        "seed": report.seed_of(work_dir / f"{stamp}.log.json"),
+        "batch_size": outcome.batch_size,
+        "epochs": outcome.epochs,
+        "iterations": outcome.iterations,
+        "seed": outcome.seed,
         "amp": args.amp,
         "versions": report.versions(),
-        **report.speed(log, batch_size * world_size),
-        **(report.accuracy(evaluations[-1], annotations.has_gts(cfg, "val")) if evaluations else {"mAP": None}),
+        **report.speed(log, outcome.batch_size * world_size),
+        **(report.accuracy(evaluations[-1], outcome.has_gts) if evaluations else {"mAP": None}),
         "loss": losses[-1] if losses else None,
         "seconds": seconds,
     })  # fmt: skip

@@ -2,8 +2,6 @@
 
 import argparse
 import copy
-import pprint
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +9,10 @@ import mmdet
 from mmcv import Config
 from mmdet.utils import compat_cfg, get_device, replace_cfg_vals
 
-from .annotations import leaves
-from .messages import InputError, described
-from .options import user_path
+from ..configs import config_file, leaves, listed, with_plugin
+from ..messages import InputError, described
 
-CONFIG_DIRS = (Path(__file__).parents[1] / "configs", Path(mmdet.__file__).parent / ".mim/configs/yolox")
+CONFIG_DIRS = (Path(__file__).parents[2] / "configs", Path(mmdet.__file__).parent / ".mim/configs/yolox")
 
 SPLITS = {"train": "train2017", "val": "val2017", "test": "val2017"}
 
@@ -33,10 +30,7 @@ def load_config(args: argparse.Namespace) -> Config:
     Raises:
         InputError: no such config, or none that Python or mmcv can read.
     """
-    known = {path.stem: path for folder in CONFIG_DIRS for path in sorted(folder.glob("*.py"))}
-    file = user_path(args.config) if args.config.endswith(".py") else known.get(args.config)
-    if file is None or not file.is_file():
-        raise InputError(f"--config must be a file or one of {', '.join(known)}, got {args.config}")
+    file = config_file(args.config, CONFIG_DIRS)
     cfg = described(f"file {file}", lambda: replace_cfg_vals(Config.fromfile(str(file))))
     if not isinstance(cfg.get("data"), dict) or not isinstance(cfg.get("model"), dict):
         raise InputError(f"--config {args.config} must have model and data")
@@ -51,18 +45,8 @@ def load_config(args: argparse.Namespace) -> Config:
             cfg[key] = copy.deepcopy(value)
     cfg.work_dir = str(args.work_dir or Path("work_dirs") / file.stem)
     cfg.device = args.device or get_device()
-    # So that the config that is written beside the checkpoints also works with MMDetection's own tools.
-    imports = cfg.get("custom_imports") or {}
-    names = [name for name in listed(imports.get("imports") or []) if name != "yolox_plugin"]
-    cfg.custom_imports = {"allow_failed_imports": False, **imports, "imports": [*names, "yolox_plugin"]}
+    cfg.custom_imports = with_plugin(cfg.get("custom_imports"))
     return cfg
-
-
-def text_of(cfg: Config) -> str:
-    """A config as the Python file that it would be read from. mmcv's own text breaks at apostrophes and backslashes."""
-    lines = (f"{name} = {pprint.pformat(value, width=120, sort_dicts=False)}\n" for name, value in cfg.items())
-    # Two braces are in strings alone; mmcv, which reads them, has names to fill in there.
-    return "".join(lines).replace("{{", r"{\x7b")
 
 
 def point_to(cfg: Config, split: str, root: Path, name: str) -> None:
@@ -80,11 +64,6 @@ def point_to(cfg: Config, split: str, root: Path, name: str) -> None:
         for key in ("ann_file", "img_prefix"):
             moved = [str(root / old.removeprefix(before)) for old in listed(part.get(key) or "")]
             part[key] = moved if isinstance(part.get(key), (list, tuple)) else moved[0]
-
-
-def listed(value: Any) -> Sequence[Any]:
-    """One thing, or several, as a list."""
-    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def compat_loaders(cfg: Config) -> Config:

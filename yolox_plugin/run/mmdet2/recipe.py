@@ -1,11 +1,12 @@
-"""The lengths of a config's recipe: what does not fit is refused, and a short run is the whole recipe in little."""
+"""Lengths of a recipe for MMDetection 2.28: what does not fit is refused; a short run is the whole recipe in little."""
 
 import argparse
 from typing import Any
 
 from mmcv import Config
 
-from .messages import InputError
+from ..configs import shrunk
+from ..messages import InputError
 
 
 def length_of(args: argparse.Namespace, cfg: Config) -> dict[str, int]:
@@ -56,13 +57,6 @@ def check_lengths(cfg: Config, iterations_per_epoch: int) -> None:
             f"the config's warm-up of {warm_up / iterations_per_epoch:g} epochs and closing phase of {closing} must be"
             f" shorter than its {length} epochs"
         )
-
-
-def shrunk(value: Any, share: float) -> Any:
-    """A length of a recipe, or several, in a share of its time; 0 and less stand for none."""
-    if isinstance(value, list):
-        return [shrunk(part, share) for part in value]
-    return max(round(value * share), 1) if value > 0 else value
 
 
 def schedule(cfg: Config, epochs: int | None, iterations_per_epoch: int) -> None:

@@ -1,0 +1,70 @@
+"""What the commands do with a config, whichever MMDetection it is for."""
+
+import pprint
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .messages import InputError
+from .options import user_path
+
+# What one recipe's configs are called in MMDetection 2 and in MMDetection 3.
+RECIPES = ("_8x8_300e_coco", "_8xb8-300e_coco")
+
+
+def config_file(name: str, folders: Sequence[Path]) -> Path:
+    """The file that --config asks for.
+
+    Args:
+        folders: those of configs that have a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    known = {path.stem: path for folder in folders for path in sorted(folder.glob("*.py"))}
+    for path in list(known.values()):
+        for one, other in (RECIPES, RECIPES[::-1]):
+            known.setdefault(path.stem.replace(one, other), path)
+    file = user_path(name) if name.endswith(".py") else known.get(name)
+    if file is None or not file.is_file():
+        there = dict.fromkeys(path.stem for path in known.values())
+        raise InputError(f"--config must be a file or one of {', '.join(there)}, got {name}")
+    return file
+
+
+def with_plugin(imports: dict[str, Any] | None) -> dict[str, Any]:
+    """A config's custom_imports with the plugin among them, so that the config that is written beside the checkpoints
+    also works with MMDetection's own tools."""
+    imports = imports or {}
+    names = [name for name in listed(imports.get("imports") or []) if name != "yolox_plugin"]
+    return {"allow_failed_imports": False, **imports, "imports": [*names, "yolox_plugin"]}
+
+
+def text_of(entries: Iterable[tuple[str, Any]]) -> str:
+    """A config as the Python file that it would be read from. mmcv's own text breaks at apostrophes and backslashes."""
+    lines = (f"{name} = {pprint.pformat(value, width=120, sort_dicts=False)}\n" for name, value in entries)
+    # Two braces are in strings alone; mmcv, which reads them, has names to fill in there.
+    return "".join(lines).replace("{{", r"{\x7b")
+
+
+def listed(value: Any) -> Sequence[Any]:
+    """One thing, or several, as a list."""
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def leaves(data: Any) -> Iterator[Any]:
+    """The configs of the data sets that read annotations, inside those that mix, repeat or join them."""
+    if isinstance(data, (list, tuple)):
+        for part in data:
+            yield from leaves(part)
+    elif "datasets" in data or "dataset" in data:
+        yield from leaves(data.get("datasets", data.get("dataset")))
+    else:
+        yield data
+
+
+def shrunk(value: Any, share: float) -> Any:
+    """A length of a recipe, or several, in a share of its time; 0 and less stand for none."""
+    if isinstance(value, list):
+        return [shrunk(part, share) for part in value]
+    return max(round(value * share), 1) if value > 0 else value

@@ -1,0 +1,189 @@
+"""Training with MMDetection 2.28's own runner."""
+
+import argparse
+import contextlib
+import importlib.util
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmcv import Config
+from mmcv.runner import HOOKS, BaseRunner, Hook, get_dist_info
+from mmdet.apis import set_random_seed, train_detector
+from mmdet.datasets import build_dataloader, build_dataset
+from mmdet.utils import get_root_logger, setup_multi_processes
+
+from ...core.checkpoint import newest_checkpoint
+from ...core.mixing import data_sets_in
+from ...mmdet2.dataset import CocoDataset
+from ...mmdet2.ddp import prepare_ddp
+from .. import annotations, checks, folders, report
+from ..configs import listed, text_of
+from ..messages import described
+from . import checks as parts
+from .config import load_config
+from .data import sources
+from .log import read_log, seed_of
+from .recipe import check_lengths, check_recipe, length_of, log_often, schedule
+
+# Hooks with a closing phase, and how many epochs MMDetection gives it where the config does not say.
+CLOSING = {"YOLOXModeSwitchHook": 15, "SyncNormHook": 15}
+
+
+def configure(args: argparse.Namespace) -> Config:
+    """The config with everything the options say, except what depends on the size of the data set (`schedule`)."""
+    cfg = load_config(args)
+    if args.batch_size:
+        cfg.data.train_dataloader.samples_per_gpu = args.batch_size
+    if args.amp:
+        cfg.model.autocast = args.amp
+    if "base_batch_size" in cfg.auto_scale_lr:
+        cfg.auto_scale_lr.enable = True
+    cfg.seed = args.seed
+    cfg.auto_resume = False  # `train` says where to go on from
+    if "evaluation" not in cfg:
+        cfg.evaluation = {}  # MMDetection evaluates every epoch then; None stands for none
+    cfg.custom_hooks = list(listed(cfg.custom_hooks))
+    for hook in cfg.custom_hooks:
+        if hook.get("type") in CLOSING:
+            hook.setdefault("num_last_epochs", CLOSING[hook.type])
+    cfg.log_config.setdefault("interval", 50)
+    cfg.log_config.setdefault("hooks", [])
+    loggers = ["TextLoggerHook"]  # the figures of a run come from its log
+    if importlib.util.find_spec("tensorboard") is not None:
+        loggers.append("TensorboardLoggerHook")
+    there = [hook.type for hook in cfg.log_config.hooks]
+    cfg.log_config.hooks.extend({"type": name} for name in loggers if name not in there)
+    return cfg
+
+
+def validates(args: argparse.Namespace, cfg: Config) -> bool:
+    """Whether this training evaluates on val."""
+    return not args.performance and cfg.evaluation is not None
+
+
+def check(args: argparse.Namespace, cfg: Config) -> None:
+    """Raises InputError for whatever would fail later, or overwrite something."""
+    checks.check_devices(cfg.device, args.devices)
+    parts.check_autocast(cfg, args.amp)
+    built = parts.check_parts(cfg)
+    check_recipe(args, cfg)
+    splits = ("train", "val") if validates(args, cfg) else ("train",)
+    labels = check_data(args, cfg, splits)
+    if "val" in splits:
+        parts.check_evaluation(cfg, distributed=args.devices > 1 or args.nnodes is not None)
+    work_dir = Path(cfg.work_dir)
+    folders.check_folder("--work-dir", work_dir)
+    folders.check_new(work_dir, args.resume)
+    checks.check_initial_weights(built.model, "load_from", cfg.load_from)
+    checks.check_initial_weights(built.model, "resume_from", cfg.resume_from)
+    newest = newest_checkpoint(work_dir) if args.resume else None
+    if newest:
+        checks.check_resumable(built, "--resume", newest, length_of(args, cfg), labels)
+    elif cfg.resume_from and "://" not in cfg.resume_from:
+        checks.check_resumable(built, "resume_from", Path(cfg.resume_from), length_of(args, cfg), labels)
+
+
+def check_data(args: argparse.Namespace, cfg: Config, splits: Sequence[str]) -> dict[str, int]:
+    """Each class's label; raises InputError for annotations and images that MMDetection cannot train on."""
+    return annotations.check_data(sources(cfg, splits), args.data_path.absolute(), parts.heads_of(cfg))
+
+
+def iterations_in(dataset: Any, cfg: Config, distributed: bool) -> int:
+    """In an epoch, of the loader that MMDetection will make; the images shared out for a runner without epochs."""
+    options = {"samples_per_gpu": 2, **cfg.data.train_dataloader, "workers_per_gpu": 0, "persistent_workers": False}
+    if "max_epochs" in cfg.runner:
+        loader = build_dataloader(dataset, dist=distributed, seed=cfg.seed, runner_type=cfg.runner.type, **options)
+        return len(loader)
+    batches: float = len(dataset) / options["samples_per_gpu"] / len(cfg.gpu_ids)
+    return math.ceil(batches)
+
+
+class Enough(Exception):
+    """As many iterations as were asked for."""
+
+
+@HOOKS.register_module()
+class StopHook(Hook):
+    """Ends the training after so many iterations, which mmcv's runner has no other way for."""
+
+    def __init__(self, iterations: int) -> None:
+        self.iterations = iterations
+
+    def after_train_iter(self, runner: BaseRunner) -> None:
+        if runner.iter + 1 >= self.iterations:
+            runner.logger.info(f"stopped after {self.iterations} iterations, as asked")
+            raise Enough
+
+
+def labels_of(dataset: Any) -> dict[str, list[str]]:
+    """What a checkpoint tells of the numbering of classes, in which MMDetection follows the annotation file."""
+    leaves = [part for part in data_sets_in(dataset) if isinstance(part, CocoDataset)]
+    return {"LABELS": leaves[0].label_names} if leaves else {}
+
+
+class Training:
+    """One process of a training: data set, model and recipe."""
+
+    def __init__(self, args: argparse.Namespace, cfg: Config) -> None:
+        """Builds them; nothing is written.
+
+        Raises:
+            InputError: for what shows only in the data set.
+        """
+        self.args, self.cfg = args, cfg
+        self.rank, self.world_size = get_dist_info()
+        if self.world_size > 1:
+            prepare_ddp()
+        setup_multi_processes(cfg)
+        set_random_seed(args.seed)
+        cfg.gpu_ids = list(range(self.world_size))
+        self.dataset = described("data.train", lambda: build_dataset(cfg.data.train))
+        per_epoch = iterations_in(self.dataset, cfg, distributed=self.world_size > 1)
+        epochs, iterations = args.epochs, args.iterations
+        if args.performance and not epochs and not iterations:
+            epochs, iterations = (1, None) if "max_epochs" in cfg.runner else (None, per_epoch)
+        schedule(cfg, epochs, per_epoch)
+        length = cfg.runner.max_iters if "max_iters" in cfg.runner else cfg.runner.max_epochs * per_epoch
+        if "max_epochs" in cfg.runner and not epochs:  # or they have been made to fit
+            check_lengths(cfg, per_epoch)
+        log_often(cfg, min(min(length, iterations or length) // 20, per_epoch))
+        self.model = parts.check_model(cfg)
+        self.iterations = iterations
+        self.text = text_of(cfg.items())
+
+    def run(self, newest: Path | None) -> report.Outcome:
+        """The training itself, in a folder that is this run's, from the checkpoint `newest` on."""
+        args, cfg, model = self.args, self.cfg, self.model
+        work_dir = Path(cfg.work_dir)
+        stamp = time.strftime("%Y%m%d_%H%M%S")
+        log_file = str(work_dir / f"{stamp}.log") if self.rank == 0 else None
+        logger = get_root_logger(log_file=log_file, log_level=cfg.log_level)
+        logger.info(", ".join(f"{name} {value}" for name, value in report.versions().items()))
+        model.init_weights()
+        if cfg.get("channels_last"):
+            model.to(memory_format=torch.channels_last)
+        model.CLASSES = self.dataset.CLASSES
+        about = {"CLASSES": self.dataset.CLASSES, **labels_of(self.dataset)}
+        meta = {**about, "seed": args.seed, "config": text_of(cfg.items())}
+        if cfg.checkpoint_config is not None:
+            cfg.checkpoint_config.meta = about
+        if self.iterations:
+            cfg.custom_hooks.append({"type": "StopHook", "iterations": self.iterations, "priority": "LOWEST"})
+        if newest:
+            cfg.resume_from = str(newest)
+        with contextlib.suppress(Enough):
+            train_detector(model, [self.dataset], cfg, distributed=self.world_size > 1,
+                           validate=validates(args, cfg), timestamp=stamp, meta=meta)  # fmt: skip
+        is_main = self.rank == 0
+        return report.Outcome(
+            batch_size=cfg.data.train_dataloader.get("samples_per_gpu", 2),
+            epochs=cfg.runner.get("max_epochs"),
+            iterations=args.iterations or cfg.runner.get("max_iters"),
+            seed=seed_of(work_dir / f"{stamp}.log.json") if is_main else None,
+            log=read_log(work_dir, by_epoch="max_epochs" in cfg.runner) if is_main else [],
+            has_gts=validates(args, cfg) and all(map(annotations.has_gts, sources(cfg, ["val"]))),
+        )
