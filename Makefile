@@ -12,8 +12,12 @@ BIN := .venv/bin
 	@bash scripts/setup_env.sh full
 	@touch $@
 
+# `make demo HOST=mmdet3` runs it on MMDetection 3.
+HOST ?= mmdet2
+$(if $(filter mmdet2 mmdet3,$(HOST)),,$(error HOST must be mmdet2 or mmdet3, got $(HOST)))
+MMDET3 := PYTHONPATH="$(CURDIR)/.venv/mmdet3"
 demo: .venv/ready
-	$(BIN)/python -m yolox_plugin.demo
+	$(if $(filter mmdet3,$(HOST)),$(MMDET3)) $(BIN)/python -m yolox_plugin.demo
 
 test: test-npu test-mmdet2 test-mmdet3
 
@@ -26,7 +30,7 @@ test-mmdet2: .venv/full
 
 test-mmdet3: .venv/full
 	@echo "== MMDetection 3.3.0"
-	PYTHONPATH="$(CURDIR)/.venv/mmdet3" $(PYTEST) tests/core tests/mmdet3
+	$(MMDET3) $(PYTEST) tests/core tests/mmdet3
 
 .venv-npu/ready: $(SOURCES) scripts/setup_npu_sim.sh tests/npu_sim/fake_cann.py $(shell find yolox_ops yolox_plugin -name '*.py')
 	@bash scripts/setup_npu_sim.sh; status=$$?; \

@@ -1,12 +1,12 @@
 #!/bin/bash
 # Creates .venv with pinned dependencies and builds yolox-ops into it. Each step is skipped when its result is there.
-# mmcv comes without its operators, which YOLOX does without; `setup_env.sh full` adds what tests want: mmcv-full, which it
-# compiles, and MMDetection 3 in a folder of its own, with which it comes first on PYTHONPATH.
+# mmcv comes without its operators, which YOLOX does without; `setup_env.sh full` adds mmcv-full, which tests want, and
+# compiles it. MMDetection 3 lies in a folder of its own, which comes first on PYTHONPATH where it is wanted.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 venv=.venv
-steps=6
+steps=7
 [ "${1:-}" = full ] && steps=8
 mkdir -p "$venv/logs"
 
@@ -49,15 +49,15 @@ step 4 "mmcv" \
   "MMCV_WITH_OPS=0 $pip install --no-build-isolation --no-deps mmcv==1.7.2"
 step 5 "mmdet" "$venv/bin/python -c 'from importlib.metadata import version; assert version(\"mmdet\") == \"2.28.2\"'" \
   "$pip install --no-deps mmdet==2.28.2"
-step 6 "compiling the operators (a minute on 2 cores)" "false" \
+step 6 "MMDetection 3" "[ -d $venv/mmdet3/mmdet ]" \
+  "$pip install --no-deps --target $venv/mmdet3 mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"
+step 7 "compiling the operators (a minute on 2 cores)" "false" \
   "$pip install -v --no-build-isolation --no-deps -e ."
-[ $steps = 6 ] && exit
+[ $steps = 7 ] && exit
 # Without pip's cache: it does not know which torch a wheel of mmcv-full was compiled against. -v for the progress.
 # The package without operators moves aside, for the tests that want it.
-step 7 "compiling mmcv-full (10 minutes on 2 cores)" \
+step 8 "compiling mmcv-full (10 minutes on 2 cores)" \
   "[ -d $venv/mmcv-lite/mmcv ] && $venv/bin/python -c 'import mmcv, mmcv.ops; assert mmcv.__version__ == \"1.7.2\"'" \
   "MMCV_WITH_OPS=1 $pip wheel -v --no-build-isolation --no-deps --no-cache-dir -w $venv/wheels mmcv-full==1.7.2 &&
    MMCV_WITH_OPS=0 $pip install --no-build-isolation --no-deps --upgrade --target $venv/mmcv-lite mmcv==1.7.2 &&
    $pip uninstall -y mmcv && $pip install --no-deps --force-reinstall $venv/wheels/mmcv_full-1.7.2-*.whl"
-step 8 "MMDetection 3" "[ -d $venv/mmdet3/mmdet ]" \
-  "$pip install --no-deps --target $venv/mmdet3 mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"

@@ -15,7 +15,8 @@ Situation = dict[str, Tensor]
 # Of the two hosts' tests, those for the other one cannot even be imported. MMDetection 3 alone has a registry.py.
 _mmdet = importlib.util.find_spec("mmdet")
 _is_mmdet3 = _mmdet is not None and Path(str(_mmdet.origin)).with_name("registry.py").is_file()
-collect_ignore = ["mmdet2" if _is_mmdet3 else "mmdet3"]
+_other = "mmdet2" if _is_mmdet3 else "mmdet3"
+collect_ignore = [_other, f"run/{_other}"]
 
 
 def _situation(

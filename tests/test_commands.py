@@ -80,9 +80,9 @@ def installed(archive, tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    make = "from pathlib import Path; from tiny import *; from yolox_plugin.run.demo_data import make_dataset as m; "
+    make = "from pathlib import Path; from tiny2 import *; from yolox_plugin.run.demo_data import make_dataset as m; "
     make += "m(Path('coco2017'), train=16, val=4); write_config(Path('tiny.py'), Path('coco2017').resolve(), epochs=20)"
-    env = ENV | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests/run"), str(ROOT)])}
+    env = ENV | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests/mmdet2"), str(ROOT)])}
     succeed(sys.executable, "-c", make, cwd=folder, env=env)
     return folder
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from mmcv.runner import build_optimizer, build_runner
-from tiny import write_config
+from tiny2 import write_config
 
 import yolox_plugin  # noqa: F401  registers its classes
 from yolox_plugin.core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint

@@ -22,7 +22,7 @@ from mmdet.core.hook.sync_norm_hook import SyncNormHook as StockSyncNormHook
 from mmdet.core.hook.yolox_mode_switch_hook import YOLOXModeSwitchHook as StockModeSwitchHook
 from mmdet.datasets.dataset_wrappers import ConcatDataset, RepeatDataset
 from mmdet.datasets.samplers import DistributedGroupSampler
-from tiny import write_config
+from tiny2 import write_config
 from torch.utils.data import DataLoader, Subset
 
 from yolox_plugin.run.demo_data import make_dataset

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from spy import equal
-from tiny3 import run, start, write_config
+from tiny3 import LEARNS, run, start, write_config
 
 from yolox_plugin.run.demo_data import make_dataset
 
@@ -22,33 +22,6 @@ SPIED = 'custom_hooks.append(dict(type="Spy"))\n'
 KILLABLE = 'custom_hooks.append(dict(type="Killed"))\n'
 PER_EPOCH = 3  # iterations: 12 images, 4 a device
 HERE = str(Path(__file__).parent)
-# Learns a few images by heart.
-LEARNS = """
-img_scale = (256, 256)
-model["data_preprocessor"].pop("batch_augments")
-model["data_preprocessor"]["_delete_"] = True
-model["data_preprocessor"].update(type="DetDataPreprocessor", pad_size_divisor=32)
-for _part in ("backbone", "neck", "bbox_head"):
-    model[_part]["norm_cfg"] = dict(type="BN", momentum=0.2, eps=0.001)
-del _part
-val_dataloader["dataset"].update(
-    ann_file="annotations/instances_train2017.json", data_prefix=dict(img="train2017/")
-)
-val_evaluator["ann_file"] = val_evaluator["ann_file"].replace("val2017", "train2017")
-train_dataloader["dataset"]["pipeline"] = [
-    dict(type="Resize", scale=img_scale, keep_ratio=True), dict(type="RandomFlip", prob=0.0), pad,
-    dict(type="PackDetInputs"),
-]
-test_pipeline[1]["scale"] = img_scale
-optim_wrapper = dict(optimizer=dict(lr=0.02))
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=5),
-]
-custom_hooks = [
-    dict(type="EMAHook", ema_type="ExpMomentumEMA", momentum=0.1, update_buffers=True, priority=49),
-]
-default_hooks = dict(checkpoint=dict(interval=1000), logger=dict(interval=1))
-"""
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,105 @@ default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=2), logger=dict(
 """
 
 
+# To be added to it: learns a few images by heart.
+LEARNS = """
+img_scale = (256, 256)
+model["data_preprocessor"].pop("batch_augments")
+model["data_preprocessor"]["_delete_"] = True
+model["data_preprocessor"].update(type="DetDataPreprocessor", pad_size_divisor=32)
+for _part in ("backbone", "neck", "bbox_head"):
+    model[_part]["norm_cfg"] = dict(type="BN", momentum=0.2, eps=0.001)
+del _part
+val_dataloader["dataset"].update(
+    ann_file="annotations/instances_train2017.json", data_prefix=dict(img="train2017/")
+)
+val_evaluator["ann_file"] = val_evaluator["ann_file"].replace("val2017", "train2017")
+train_dataloader["dataset"]["pipeline"] = [
+    dict(type="Resize", scale=img_scale, keep_ratio=True), dict(type="RandomFlip", prob=0.0), pad,
+    dict(type="PackDetInputs"),
+]
+test_pipeline[1]["scale"] = img_scale
+optim_wrapper = dict(optimizer=dict(lr=0.02))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=5),
+]
+custom_hooks = [
+    dict(type="EMAHook", ema_type="ExpMomentumEMA", momentum=0.1, update_buffers=True, priority=49),
+]
+default_hooks = dict(checkpoint=dict(interval=1000), logger=dict(interval=1))
+"""
+
+# To be added to it: every image in every batch, nothing random, and norms that do not depend on what else is in the
+# batch.
+COMPARABLE = """
+norm = dict(_delete_=True, type="GN", num_groups=4)
+model["data_preprocessor"].pop("batch_augments")
+model["data_preprocessor"]["_delete_"] = True
+model["data_preprocessor"].update(type="DetDataPreprocessor", pad_size_divisor=32)
+for _part in ("backbone", "neck", "bbox_head"):
+    model[_part]["norm_cfg"] = norm
+del _part
+train_dataloader["dataset"]["pipeline"] = [
+    dict(type="Resize", scale=img_scale, keep_ratio=True), dict(type="RandomFlip", prob=0.0), pad,
+    dict(type="PackDetInputs"),
+]
+custom_hooks = [
+    dict(type="EMAHook", ema_type="ExpMomentumEMA", momentum=0.001, update_buffers=True, priority=49),
+]
+auto_scale_lr = dict(base_batch_size=16)
+default_hooks = dict(logger=dict(interval=1))
+"""
+
+# Options of a command.
+LEARNING_RATE = "optim_wrapper.optimizer.lr"
+EVERY_EPOCH = ["train_cfg.val_interval=1", "default_hooks.checkpoint.interval=1"]
+# One that shows only when the data set is built; and what is said of it.
+REFUSED = (["train_dataloader.dataset.nonsense=1"], "train_dataloader cannot be: TypeError: ")
+
+
+# What else in the config is refused, and how.
+CONFIG_OPTIONS = [
+    (["--config=yolox_huge"], "--config must be a file or one of yolox_demo, yolox_l_8xb8-300e_coco"),
+    (["--cfg-options", "train_dataloader.dataset.dataset.metainfo.classes=disc"],
+     "metainfo.classes='disc' of train_dataloader.dataset is a string"),
+    (["--cfg-options", "train_dataloader.dataset.dataset.metainfo.classes=disc,disc"],
+     "metainfo.classes of train_dataloader.dataset must differ"),
+    (["--cfg-options", "val_dataloader.dataset.ann_file=/nowhere.json"],
+     "/nowhere.json, the ann_file of val_dataloader.dataset,"),
+    (["--cfg-options", "train_dataloader.dataset.dataset.type=VOCDataset"],
+     "train_dataloader.dataset must be read by a CocoDataset, got VOCDataset"),
+    (["--cfg-options", "load_from=FILE", "resume=True"], "load_from: "),
+    (["--cfg-options", "load_from=OTHER", "resume=True"], "has no tensor of the config's model"),
+    (["--cfg-options", "train_dataloader=1"], "has no train_dataloader with a dataset"),
+    (["--cfg-options", "train_cfg=1"], "has no train_cfg"),
+    (["--cfg-options", "train_cfg.max_epochs=0"], "train_cfg.max_epochs must be a whole number of 1 or more, got 0"),
+    (["--cfg-options", "train_cfg.max_epochs=two"], "must be a whole number of 1 or more, got 'two'"),
+    (["--cfg-options", "train_cfg.val_interval=0"], "train_cfg.val_interval must be a whole number of 1 or more"),
+    (["--cfg-options", "optim_wrapper.type=AmpOptimWrapper"], "the config's AmpOptimWrapper needs an accelerator"),
+    (["--cfg-options", "optim_wrapper.optimizer.type=Sgd"], "optim_wrapper cannot be: there is no optimizer 'Sgd'"),
+    (["--cfg-options", "custom_hooks.0.type=Hooky"], "cannot be: KeyError: 'Hooky is not in the"),
+    (["--cfg-options", "default_hooks.timer.type=Hooky"], "default_hooks.timer cannot be: KeyError: 'Hooky is not in"),
+    (["--cfg-options", "param_scheduler.2.type=Straight"], "param_scheduler (Straight) cannot be: KeyError: 'Straight"),
+    (["--cfg-options", "param_scheduler.0.end=0"], "param_scheduler (mmdet.QuadraticWarmupLR) cannot be: ValueError: "),
+    (["--cfg-options", "val_evaluator.metric=boxes"], "val_evaluator cannot be: KeyError: \"metric should be one of"),
+    (["--cfg-options", "val_evaluator.metric_items=mAP_x"], "val_evaluator cannot be: KeyError: 'metric item"),
+    (["--cfg-options", "val_evaluator.nonsense=1"], "got an unexpected keyword argument 'nonsense'"),
+    (["--cfg-options", "val_evaluator.type=Coco"], "val_evaluator cannot be: there is no metric 'Coco'"),
+    (["--cfg-options", "default_hooks.checkpoint.save_best=loss"], "save_best must be 'auto' or one of coco/bbox_mAP,"),
+    (["--cfg-options", "default_hooks.checkpoint.out_dir=/elsewhere"], "checkpoint.out_dir is not supported"),
+    (["--cfg-options", "train_dataloader.dataset.cache=rom"],
+     "train_dataloader cannot be: ValueError: cache must be one of ram, disk"),
+    (["--cfg-options", "train_dataloader.dataset.nonsense=1"], "train_dataloader cannot be: TypeError: "),
+    (["--cfg-options", "train_dataloader.batch_size=0"], "train_dataloader cannot be: "),
+    (["--cfg-options", "train_dataloader.num_workers=-1"], "train_dataloader cannot be: ValueError: "),
+]  # fmt: skip
+
+
+def resume_from(checkpoint: Path) -> list[str]:
+    """Options that go on from a checkpoint elsewhere."""
+    return [f"load_from={checkpoint}", "resume=True"]
+
+
 def write_config(
     path: Path, root: Path, epochs: int, more: str = "", imports: tuple[str, ...] = ("yolox_plugin",)
 ) -> Path:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from device import recorded
-from tiny import write_config
+from tiny2 import write_config
 
 from yolox_plugin.run import evaluate as testing
 from yolox_plugin.run import train as training

@@ -1,8 +1,14 @@
 """What the commands are tried on."""
 
-import pytest
-from tiny import write_config
+import json
+import shutil
+import subprocess
 
+import pytest
+from tiny import ENV, ROOT, small
+
+from yolox_plugin.core.checkpoint import newest_checkpoint
+from yolox_plugin.run import train as training
 from yolox_plugin.run.demo_data import make_dataset
 
 
@@ -17,4 +23,40 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def config(data):
     """A config file for it, of 20 epochs."""
-    return write_config(data.parent / "tiny.py", data, epochs=20)
+    return small.write_config(data.parent / "tiny.py", data, epochs=20)
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory):
+    """A data set of four images to train and to evaluate on, a config, and a checkpoint that has learned them."""
+    root = tmp_path_factory.mktemp("learned")
+    data = root / "data"
+    make_dataset(data, train=4, val=1)
+    shutil.rmtree(data / "val2017")
+    shutil.copytree(data / "train2017", data / "val2017")
+    shutil.copy(data / "annotations/instances_train2017.json", data / "annotations/instances_val2017.json")
+    config = small.write_config(root / "learns.py", data, epochs=80, more=small.LEARNS)
+    work_dir = root / "run"
+    options = [f"--data-path={data}", f"--config={config}", "--device=cpu", f"--work-dir={work_dir}"]
+    assert training.main(options) == 0
+    assert json.loads((work_dir / "result.json").read_text())["mAP"] > 0.1
+    return data, config, newest_checkpoint(work_dir)
+
+
+@pytest.fixture
+def script(data, config, tmp_path):
+    """Runs a script from another folder; the finished process."""
+
+    def run(name, *options, environment=ENV):
+        command = ["bash", ROOT / "scripts" / name, f"--data_path={data}", f"--config={config}", "--device=cpu"]
+        return subprocess.run(
+            [*command, *options],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run

@@ -1,94 +1,19 @@
-"""A config on MMDetection's own YOLOX-M config, so small that whole trainings take seconds."""
+"""The config that commands are tried on, for the MMDetection that is here."""
 
+import importlib
+import json
+import os
+import sys
 from pathlib import Path
 
-import mmdet
+from yolox_plugin.hosts import find_host
 
-from yolox_plugin.run.demo_data import CLASSES
+HOST = find_host()
+small = importlib.import_module(f"tiny{HOST[-1]}")  # a config, and the names of options in it
 
-STANDARD = Path(mmdet.__file__).parent / ".mim/configs/yolox/yolox_m_8x8_300e_coco.py"
-CONFIG = """
-_base_ = "{standard}"
-custom_imports = dict(imports=["yolox_plugin"], allow_failed_imports=False)
-img_scale = (96, 96)
-model = dict(
-    input_size=img_scale, random_size_range=(2, 4), random_size_interval=3,
-    backbone=dict(deepen_factor=0.33, widen_factor=0.125),
-    neck=dict(in_channels=[32, 64, 128], out_channels=32, num_csp_blocks=1),
-    bbox_head=dict(in_channels=32, feat_channels=32, num_classes={classes}),
-)
-classes = {names}
-pad = dict(type="Pad", pad_to_square=True, pad_val=dict(img=(114.0, 114.0, 114.0)))
-pipeline = [
-    dict(type="Mosaic", img_scale=img_scale, pad_val=114.0),
-    dict(type="RandomAffine", scaling_ratio_range=(0.5, 1.5), border=(-48, -48)),
-    dict(type="MixUp", img_scale=img_scale, ratio_range=(0.8, 1.6), pad_val=114.0),
-    dict(type="YOLOXHSVRandomAug"), dict(type="RandomFlip", flip_ratio=0.5),
-    dict(type="Resize", img_scale=img_scale, keep_ratio=True), pad,
-    dict(type="FilterAnnotations", min_gt_bbox_wh=(1, 1), keep_empty=False),
-    dict(type="DefaultFormatBundle"), dict(type="Collect", keys=["img", "gt_bboxes", "gt_labels"]),
-]
-test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="MultiScaleFlipAug", img_scale=img_scale, flip=False, transforms=[
-        dict(type="Resize", keep_ratio=True), dict(type="RandomFlip"), pad,
-        dict(type="DefaultFormatBundle"), dict(type="Collect", keys=["img"]),
-    ]),
-]
-val = dict(
-    ann_file="{root}/annotations/instances_val2017.json", img_prefix="{root}/val2017/", classes=classes,
-    pipeline=test_pipeline,
-)
-data = dict(
-    samples_per_gpu=4, workers_per_gpu=1, persistent_workers=True,
-    train=dict(
-        pipeline=pipeline,
-        dataset=dict(
-            ann_file="{root}/annotations/instances_train2017.json", img_prefix="{root}/train2017/", classes=classes
-        ),
-    ),
-    val=val, test=val,
-)
-runner = dict(max_epochs={epochs})
-lr_config = dict({warm_up}, num_last_epochs={closing})
-custom_hooks = [
-    dict(type="YOLOXModeSwitchHook", num_last_epochs={closing}, priority=48),
-    dict(type="SyncNormHook", num_last_epochs={closing}, interval=1, priority=48),
-    dict(type="ExpMomentumEMAHook", momentum=0.001, priority=49),
-]
-checkpoint_config = dict(interval=1, max_keep_ckpts=2)
-evaluation = dict(interval=100, dynamic_intervals=None)
-log_config = dict(interval=2)
-"""
-
-# To be added to it: learns a few images by heart in half a minute.
-LEARNS = """
-img_scale = (256, 256)
-model.update(input_size=img_scale, random_size_interval=10000)
-for _part in ("backbone", "neck", "bbox_head"):
-    model[_part]["norm_cfg"] = dict(type="BN", momentum=0.2, eps=0.001)
-del _part
-data["train"]["pipeline"] = [
-    dict(type="Resize", img_scale=img_scale, keep_ratio=True), dict(type="RandomFlip", flip_ratio=0.0), pad,
-    dict(type="DefaultFormatBundle"), dict(type="Collect", keys=["img", "gt_bboxes", "gt_labels"]),
-]
-test_pipeline[1]["img_scale"] = img_scale
-optimizer = dict(lr=0.02)
-custom_hooks = [dict(type="ExpMomentumEMAHook", momentum=0.1, priority=49)]
-lr_config = dict(warmup_iters=5, num_last_epochs=10)
-auto_scale_lr = dict(base_batch_size=4)
-log_config = dict(interval=1)
-checkpoint_config = dict(interval=1000)
-"""
-
-
-def write_config(path: Path, root: Path, epochs: int, more: str = "") -> Path:
-    """Writes it for the data set in `root`; returns `path`."""
-    warm_up, closing = ("warmup_iters=2", 3) if epochs > 5 else ("warmup_by_epoch=False, warmup_iters=1", 1)
-    text = CONFIG.format(standard=STANDARD, root=root, classes=len(CLASSES), names=list(CLASSES), epochs=epochs,
-                         warm_up=warm_up, closing=closing)  # fmt: skip
-    path.write_text(text + more)
-    return path
+ROOT = Path(__file__).resolve().parents[2]
+ENV = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "-1"}
+FINAL = ("Final Performance images/sec : ", "Accuracy : ", "ing Duration sec : ")
 
 
 def sentence(status, error):
@@ -97,3 +22,11 @@ def sentence(status, error):
     [line] = [line for line in error.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in error
     return line
+
+
+def finished(process, work_dir):
+    """The result of a complete run: its last lines and files are as they should be."""
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
+    for words in FINAL:
+        assert words in process.stdout
+    return json.loads((work_dir / "result.json").read_text())

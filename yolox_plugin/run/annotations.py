@@ -224,6 +224,16 @@ def count_gts(content: dict[str, Any], wanted: Sequence[str], training: bool) ->
     )
 
 
+def labels_of(sources: Iterable[Source]) -> dict[str, int]:
+    """Each class's label in files that `check_data` has passed."""
+    known: dict[str, int] = {}
+    for source in sources:
+        names = [category["name"] for category in json.loads(source.path.read_bytes())["categories"]]
+        for label, name in enumerate(name for name in names if name in source.classes):
+            known.setdefault(name, label)
+    return known
+
+
 def has_gts(source: Source) -> bool:
     """Whether a file that `check_data` has passed has anything to evaluate with."""
     return bool(count_gts(json.loads(source.path.read_bytes()), source.classes, training=False))

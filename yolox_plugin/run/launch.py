@@ -33,6 +33,11 @@ def join(device: str) -> tuple[int, int]:
     return dist.get_rank(), world_size
 
 
+def rank_and_world_size() -> tuple[int, int]:
+    """This process's number, and how many have joined."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def interrupted() -> int:
     """The exit status after Ctrl-C. One of several processes leaves it to the command to say so."""
     if not is_child():

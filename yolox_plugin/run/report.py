@@ -49,7 +49,7 @@ def speed(log: list[dict[str, Any]], images: int) -> dict[str, Any]:
     """Images a second of all devices, and the share of the time spent waiting for data, from the log of a training.
 
     Args:
-        log: of the host's `read_log`. Each line has the mean over some iterations; the figures are medians and quartiles
+        log: of the host's `read_log`. A line has the mean over some iterations; the figures are medians and quartiles
             of those.
         images: an iteration's, of all devices.
     """

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from mmcv import Config
-from tiny import STANDARD, sentence, write_config
+from tiny import sentence
+from tiny2 import STANDARD, write_config
 
+import yolox_plugin.mmdet2.dataset
 from yolox_plugin.core.checkpoint import newest_checkpoint
 from yolox_plugin.run import evaluate as testing
 from yolox_plugin.run import train as training
 from yolox_plugin.run.messages import InputError
 from yolox_plugin.run.mmdet2 import checks
+from yolox_plugin.run.mmdet2 import data as data_files
 from yolox_plugin.run.mmdet2.config import load_config
 from yolox_plugin.run.mmdet2.log import read_log, seed_of
 from yolox_plugin.run.mmdet2.recipe import schedule
@@ -440,3 +443,47 @@ def test_the_batch_size_of_the_test_loader_counts(train, data, tiny, tmp_path, c
     assert testing.main([*options, f"--pth-path={tmp_path / 'run/latest.pth'}", f"--work-dir={tmp_path / 't'}"]) == 0
     assert json.loads((tmp_path / "t/result.json").read_text())["batch_size"] == 2
     assert "unexpected key" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.slow
+def test_a_byte_order_mark_is_accepted(train, data, tmp_path):
+    copy = Path(shutil.copytree(data, tmp_path / "copy"))
+    for path in (copy / "annotations").iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    losses = {}
+    for name, root in (("plain", data), ("marked", copy)):
+        status, error = train(lambda cfg: None, "--epochs=1", root=root)
+        assert status == 0, error[-2000:]
+        losses[name] = [line["loss"] for line in read_log(tmp_path / "run") if line["mode"] == "train"]
+        (tmp_path / "run").rename(tmp_path / name)
+    assert losses["plain"] == losses["marked"]
+
+
+def test_a_byte_order_mark_for_another_class(train, data, tmp_path, monkeypatch):
+    """Which reads with pycocotools alone."""
+    copy = Path(shutil.copytree(data, tmp_path / "copy"))
+    path = copy / "annotations/instances_train2017.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    monkeypatch.setattr(data_files, "CocoDataset", type("Mine", (yolox_plugin.mmdet2.dataset.CocoDataset,), {}))
+    assert "begins with a byte order mark, which CocoDataset does not read" in sentence(
+        *train(lambda cfg: None, root=copy)
+    )
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+@pytest.mark.parametrize(
+    "evaluation",
+    [
+        {"metric": ["bbox", "proposal"], "classwise": True, "save_best": "bbox_mAP_50", "interval": 3},
+        {"metric_items": ["mAP"], "save_best": "auto", "start": 2},
+        {"metric": "proposal", "proposal_nums": [10, 100, 300], "dynamic_intervals": [(3, 1)]},
+        {"jsonfile_prefix": "FOLDER/mine", "rule": "less"},
+    ],
+)
+def test_what_an_evaluation_may_ask_for(config, data, tmp_path, capfd, evaluation, distributed):
+    options = [f"--data-path={data}", f"--config={config}", "--device=cpu"]
+    cfg = load_config(training.parser().parse_args(options))
+    cfg.evaluation = json.loads(json.dumps(evaluation).replace("FOLDER", str(tmp_path)))
+    checks.check_evaluation(cfg, distributed)
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")

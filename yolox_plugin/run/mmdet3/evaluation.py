@@ -1,0 +1,129 @@
+"""Evaluation with MMDetection 3's own data sets and metrics."""
+
+import argparse
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.runner import Runner
+from mmengine.utils import ProgressBar
+
+from ...core.checkpoint import read_checkpoint
+from .. import annotations, checks, launch, report
+from ..annotations import Source
+from ..messages import InputError
+from . import checks as parts
+from .config import load_config
+from .data import sources
+
+__all__ = ["Evaluation", "check", "load_config"]
+
+
+def check(args: argparse.Namespace, cfg: Config) -> list[Source]:
+    """What will be read. Raises InputError for whatever would fail later."""
+    checks.check_devices(cfg.device, args.devices)
+    for key in ("test_dataloader", "test_evaluator"):
+        if cfg.get(key) is None:
+            raise InputError(f"the config has no {key}")
+    found = sources(cfg, ["test"])
+    labels = annotations.check_data(found, args.data_path.absolute(), parts.heads_of(cfg))
+    content = checks.check_checkpoint(parts.check_model(cfg), "--pth-path", args.pth_path)
+    meta = content.get("meta") or {}
+    trained = (meta.get("dataset_meta") or {}).get("classes", meta.get("CLASSES"))  # the latter in MMDetection 2.28's
+    checks.check_trained_classes(trained, found[0].classes)
+    checks.check_labels_of(meta, "--pth-path", args.pth_path, labels)
+    return found
+
+
+class Evaluation:
+    """One process of an evaluation of a checkpoint on the config's test_dataloader.
+
+    Args:
+        batch_size: images a device; default the config's.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: Path, batch_size: int | None = None) -> None:
+        self.cfg = cfg
+        options = copy.deepcopy(cfg.test_dataloader)
+        options.batch_size = batch_size or options.get("batch_size", 1)
+        self.batch_size: int = options.batch_size
+        self.loader = Runner.build_dataloader(options)
+        self.dataset: Any = self.loader.dataset
+        self.classes = self.dataset.metainfo["classes"]
+        self.evaluator = Evaluator(copy.deepcopy(cfg.test_evaluator))
+        self.evaluator.dataset_meta = self.dataset.metainfo
+        self.model = load_model(cfg, checkpoint)
+
+    def detect(self, save_dir: Path | None = None, score_thr: float = 0.3) -> int:
+        """Hands the detections in every image to the evaluator; how many images there are.
+
+        Args:
+            save_dir: where a picture of each image goes, with its boxes of a score of `score_thr` or more.
+        """
+        root = Path(self.dataset.data_prefix["img"])
+        for path, results in self._detections():
+            if save_dir is not None:
+                target = save_dir / path.relative_to(root)
+                report.save_picture(path, results, self.classes, score_thr, target)
+        return len(self.dataset)
+
+    @torch.no_grad()
+    def _detections(self) -> Iterator[tuple[Path, list[Any]]]:
+        rank, world_size = launch.rank_and_world_size()
+        total = len(self.dataset)
+        device = self.cfg.device
+        if device != "cpu":
+            device = f"{device}:{os.environ.get('LOCAL_RANK', '0')}"
+        model = self.model.to(device).eval()
+        seen = rank
+        progress = ProgressBar(total) if rank == 0 else None
+        for data in self.loader:
+            samples = model.test_step(data)
+            self.evaluator.process(data_samples=samples, data_batch=data)
+            for sample in samples:
+                if seen < total:  # beyond that, samplers begin again
+                    yield Path(sample.img_path), by_class(sample.pred_instances, len(self.classes))
+                    if progress is not None:
+                        progress.update(min(world_size, total - seen))
+                seen += world_size
+        if progress is not None:
+            print()
+
+    def figures(self, total: int) -> dict[str, float | None]:
+        """COCO's figures, of what `detect` has found in so many images; on rank 0."""
+        figures = self.evaluator.evaluate(total)
+        if launch.rank_and_world_size()[0] > 0:
+            return {}
+        has_gts = all(map(annotations.has_gts, sources(self.cfg, ["test"])))
+        return report.accuracy({name.rpartition("/")[2]: value for name, value in figures.items()}, has_gts)
+
+    def pictures(self) -> Iterator[tuple[Path, list[Any]]]:
+        """The image files, each with the boxes of each class that have been found in it."""
+        return self._detections()
+
+
+def by_class(instances: Any, classes: int) -> list[Any]:
+    """Boxes (x1, y1, x2, y2, score), an (n, 5) array for each class."""
+    found = torch.cat([instances.bboxes, instances.scores[:, None]], 1).float().cpu().numpy()
+    labels = instances.labels.cpu().numpy()
+    return [np.ascontiguousarray(found[labels == label]) for label in range(classes)]
+
+
+def load_model(cfg: Config, checkpoint: Path) -> Any:
+    """The config's detector with the weights of a checkpoint, on the CPU; the averaged ones if it has both.
+
+    Raises:
+        RuntimeError: some are missing, or of another shape.
+    """
+    model = MODELS.build(copy.deepcopy(cfg.model))
+    wanted, weights = model.state_dict(), read_checkpoint(checkpoint)["state_dict"]
+    # Those under the model's own names are the averages; what else is there is the raw weights of MMDetection 2.28.
+    model.load_state_dict({name: value for name, value in weights.items() if name in wanted})
+    return model

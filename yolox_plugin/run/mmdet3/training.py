@@ -1,0 +1,207 @@
+"""Training with mmengine's own runner."""
+
+import argparse
+import contextlib
+import copy
+import importlib.util
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmdet.registry import HOOKS
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner, set_random_seed
+from torch import nn
+
+from ...core.checkpoint import newest_checkpoint
+from .. import annotations, checks, folders, launch, report
+from ..configs import listed, text_of
+from ..messages import InputError, described
+from . import checks as parts
+from .config import load_config
+from .data import sources
+from .log import read_log
+from .recipe import check_recipe, counts_epochs, length_of, log_often, schedule
+
+
+def configure(args: argparse.Namespace) -> Config:
+    """The config with everything the options say, except what depends on the size of the data set (`schedule`)."""
+    cfg = load_config(args)
+    for key in ("train_dataloader", "train_cfg", "optim_wrapper"):
+        if not isinstance(cfg.get(key), dict):
+            raise InputError(f"--config {args.config} has no {key}")
+    if "max_epochs" not in cfg.train_cfg and "max_iters" not in cfg.train_cfg:
+        raise InputError(f"--config {args.config} has neither max_epochs nor max_iters in train_cfg")
+    if args.batch_size:
+        cfg.train_dataloader.batch_size = args.batch_size
+    if args.amp:
+        cfg.model.autocast = args.amp
+    if args.amp == "float16":  # for the scale of its losses
+        cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
+    if "base_batch_size" in cfg.auto_scale_lr:
+        cfg.auto_scale_lr.enable = True
+    cfg.randomness = {**(cfg.get("randomness") or {}), "seed": args.seed}
+    if cfg.load_from is None:
+        cfg.resume = False  # `train` says where to go on from
+    cfg.custom_hooks = list(listed(cfg.custom_hooks))
+    cfg.default_hooks.setdefault("logger", {"type": "LoggerHook", "interval": 50})
+    backends = cfg.visualizer.setdefault("vis_backends", [])
+    wanted = ["LocalVisBackend"]  # the figures of a run come from its log
+    if importlib.util.find_spec("tensorboard") is not None:
+        wanted.append("TensorboardVisBackend")
+    there = [backend.type for backend in backends]
+    backends.extend({"type": name} for name in wanted if name not in there)
+    if args.performance or cfg.get("val_dataloader") is None or cfg.get("val_evaluator") is None:
+        cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    return cfg
+
+
+def check(args: argparse.Namespace, cfg: Config) -> None:
+    """Raises InputError for whatever would fail later, or overwrite something."""
+    checks.check_devices(cfg.device, args.devices)
+    parts.check_autocast(cfg, args.amp)
+    check_recipe(args, cfg)
+    built = parts.check_parts(cfg)
+    splits = ("train",) if cfg.val_dataloader is None else ("train", "val")
+    labels = check_data(args, cfg, splits)
+    if "val" in splits:
+        parts.check_evaluation(cfg)
+    work_dir = Path(cfg.work_dir)
+    folders.check_folder("--work-dir", work_dir)
+    folders.check_new(work_dir, args.resume)
+    checks.check_initial_weights(built.model, "load_from", cfg.load_from)
+    newest = newest_checkpoint(work_dir) if args.resume else None
+    if newest:
+        checks.check_resumable(built, "--resume", newest, length_of(args, cfg), labels)
+    elif cfg.resume and "://" not in cfg.load_from:
+        checks.check_resumable(built, "load_from", Path(cfg.load_from), length_of(args, cfg), labels)
+
+
+def check_data(args: argparse.Namespace, cfg: Config, splits: Sequence[str]) -> dict[str, int]:
+    """Each class's label; raises InputError for annotations and images that MMDetection cannot train on."""
+    return annotations.check_data(sources(cfg, splits), args.data_path.absolute(), parts.heads_of(cfg))
+
+
+class Enough(Exception):
+    """As many iterations as were asked for."""
+
+
+@HOOKS.register_module()
+class StopHook(Hook):
+    """Ends the training after so many iterations; mmengine's loop has no other way but at the end of an epoch."""
+
+    priority = "LOWEST"
+
+    def __init__(self, iterations: int) -> None:
+        self.iterations = iterations
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        """See mmengine."""
+        if runner.iter + 1 >= self.iterations:
+            runner.logger.info(f"stopped after {self.iterations} iterations, as asked")
+            raise Enough
+
+
+@HOOKS.register_module()
+class SharedNormsHook(Hook):
+    """Evaluates what the checkpoint holds, rank 0's norms, as MMDetection 2.28 does; mmengine lets each rank have its
+    own."""
+
+    priority = "LOWEST"  # after the averages have been put in place
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """See mmengine."""
+        if not runner.distributed:
+            return
+        for module in runner.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for buffer in (module.running_mean, module.running_var):
+                    if buffer is not None:
+                        dist.broadcast(buffer, 0)
+
+
+@HOOKS.register_module()
+class LabelsHook(Hook):
+    """Tells in checkpoints of the numbering of classes, in which MMDetection follows the annotation file."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = list(labels)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """See mmengine."""
+        checkpoint["meta"]["LABELS"] = self.labels
+
+
+class _Runner(Runner):
+    """mmengine's, without a second copy of the config, which the command has written already."""
+
+    def dump_config(self) -> None:
+        """See mmengine."""
+
+
+class Training:
+    """One process of a training: data set, model and recipe."""
+
+    def __init__(self, args: argparse.Namespace, cfg: Config) -> None:
+        """Builds them; nothing is written.
+
+        Raises:
+            InputError: for what shows only in the data set.
+        """
+        self.args, self.cfg = args, cfg
+        self.rank, self.world_size = launch.rank_and_world_size()
+        randomness = {key: value for key, value in cfg.randomness.items() if key != "seed"}
+        set_random_seed(args.seed, **randomness)
+        options = copy.deepcopy(cfg.train_dataloader)
+        self.loader = described("train_dataloader", lambda: Runner.build_dataloader(options, seed=args.seed,
+            diff_rank_seed=randomness.get("diff_rank_seed", False)))  # fmt: skip
+        by_epoch = counts_epochs(cfg)
+        # Of a loader that never ends, as trainings without epochs have, an epoch is once through the data set.
+        self.per_epoch: int = len(self.loader)
+        epochs, self.iterations = args.epochs, args.iterations
+        if args.performance and not epochs and not self.iterations:
+            epochs, self.iterations = (1, None) if by_epoch else (None, self.per_epoch)
+        schedule(cfg, epochs, self.per_epoch)
+        length = cfg.train_cfg.max_epochs * self.per_epoch if by_epoch else cfg.train_cfg.max_iters
+        log_often(cfg, min(min(length, self.iterations or length) // 20, self.per_epoch))
+        self.model = parts.check_model(cfg)
+        self.text = text_of(cfg.to_dict().items())
+
+    def run(self, newest: Path | None) -> report.Outcome:
+        """The training itself, in a folder that is this run's, from the checkpoint `newest` on."""
+        args, cfg = self.args, self.cfg
+        work_dir = Path(cfg.work_dir)
+        if cfg.get("channels_last"):
+            self.model.to(memory_format=torch.channels_last)
+        labels = list(annotations.labels_of(sources(cfg, ["train"])))
+        hooks = [*cfg.custom_hooks, {"type": "LabelsHook", "labels": labels}, {"type": "SharedNormsHook"}]
+        if self.iterations:
+            hooks.append({"type": "StopHook", "iterations": self.iterations})
+        given = {name: cfg[name] for name in inspect.signature(Runner).parameters if name in cfg}
+        # Those of an evaluation that is not this command's.
+        for name in ("test_dataloader", "test_cfg", "test_evaluator"):
+            given.pop(name, None)
+        given |= {
+            "model": self.model, "train_dataloader": self.loader, "custom_hooks": hooks, "cfg": cfg,
+            "launcher": "pytorch" if self.world_size > 1 else "none",
+        }  # fmt: skip
+        if newest:
+            given |= {"resume": True, "load_from": str(newest)}
+        runner = _Runner(**given)
+        runner.logger.info(", ".join(f"{name} {value}" for name, value in report.versions().items()))
+        with contextlib.suppress(Enough):
+            runner.train()
+        is_main = self.rank == 0
+        by_epoch = counts_epochs(cfg)
+        return report.Outcome(
+            batch_size=cfg.train_dataloader.get("batch_size", 1),
+            epochs=cfg.train_cfg.get("max_epochs"),
+            iterations=args.iterations or cfg.train_cfg.get("max_iters"),
+            seed=runner.seed,
+            log=read_log(work_dir, self.per_epoch if by_epoch else None) if is_main else [],
+            has_gts=cfg.val_dataloader is not None and all(map(annotations.has_gts, sources(cfg, ["val"]))),
+        )
