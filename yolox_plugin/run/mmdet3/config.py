@@ -75,7 +75,7 @@ def point_to(cfg: Config, split: str, root: Path, name: str) -> None:
             part.ann_file = f"annotations/instances_{name}.json"
             part.data_prefix = ConfigDict({**(part.get("data_prefix") or {}), "img": f"{name}/"})
         elif part.get("data_root"):
-            part.data_root = f"{root}/{part.data_root.removeprefix(before)}"
+            part.data_root = f"{root / part.data_root.removeprefix(before)}/"
         else:
             part.ann_file = str(root / part.ann_file.removeprefix(before))
             prefixes = (part.get("data_prefix") or {}).items()

@@ -5,6 +5,7 @@ import contextlib
 import copy
 import importlib.util
 import inspect
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,8 @@ class Training:
         given |= {
             "model": self.model, "train_dataloader": self.loader, "custom_hooks": hooks, "cfg": cfg,
             "launcher": "pytorch" if self.world_size > 1 else "none",
+            # mmengine keeps one for each name, which writes to the folder of the first run in this process.
+            "visualizer": {**cfg.visualizer, "name": f"visualizer {time.time_ns()}"},
         }  # fmt: skip
         if newest:
             given |= {"resume": True, "load_from": str(newest)}
