@@ -30,7 +30,7 @@ test-mmdet2: .venv/full
 
 test-mmdet3: .venv/full
 	@echo "== MMDetection 3.3.0"
-	$(MMDET3) $(PYTEST) tests/core tests/mmdet3
+	$(MMDET3) $(PYTEST) tests/core tests/mmdet3 tests/run
 
 .venv-npu/ready: $(SOURCES) scripts/setup_npu_sim.sh tests/npu_sim/fake_cann.py $(shell find yolox_ops yolox_plugin -name '*.py')
 	@bash scripts/setup_npu_sim.sh; status=$$?; \

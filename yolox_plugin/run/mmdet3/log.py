@@ -10,8 +10,8 @@ def read_log(work_dir: Path, per_epoch: int | None) -> list[dict[str, Any]]:
     """The lines of all mmengine's JSON logs in `work_dir`, in the order of training, in the form of MMDetection 2.28's.
 
     Of what a resumed run trained again, its own line counts. The first training line of each log is marked as
-    `warm_up`: workers start, memory is allocated. Each line is `at` so many epochs, or iterations; an evaluation without
-    epochs, whose number mmengine does not write, at those of the line before it.
+    `warm_up`: workers start, memory is allocated. Each line is `at` so many epochs, or iterations; an evaluation in a
+    training without epochs, of which mmengine writes no number, at that of the line before it.
 
     Args:
         per_epoch: iterations in an epoch, or None for a training without epochs.
