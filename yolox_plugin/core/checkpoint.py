@@ -58,8 +58,8 @@ def numpy_globals() -> list[tuple[Any, str]]:
         for function, name in ((scalar, "scalar"), (reconstruct, "_reconstruct"))
     ]
     # Not objects, in which anything may hide.
-    kinds = {type(np.dtype(code)) for code in "?bhilqpBHILQPefdgFDGSUMm"}
-    return [*map(named, (np.dtype, np.ndarray, *kinds)), *functions]
+    kinds: set[type] = {type(np.dtype(code)) for code in "?bhilqpBHILQPefdgFDGSUMm"}
+    return [*map(named, kinds | {np.dtype, np.ndarray}), *functions]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
