@@ -4,12 +4,17 @@ import os
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import HOOKS
 from outputs import printed
+
+from yolox_plugin.core.checkpoint import UnsafeCheckpoint
 
 PROGRAM = """
 import yolox_plugin
@@ -254,3 +259,14 @@ def test_a_checkpoint_gets_no_attribute_but_a_statistic(tmp_path, owner, name):
         torch.load(tmp_path / "more.pth")
     torch.save({"state_dict": {}, "more": Attribute(HistoryBuffer, "mean")}, tmp_path / "mean.pth")
     assert torch.load(tmp_path / "mean.pth")["more"] is HistoryBuffer.mean
+
+
+def test_a_resume_refuses_what_is_not_safe_to_load(tmp_path):
+    """onedl-mmengine would load it with a warning."""
+    torch.save({"state_dict": {}, "more": SimpleNamespace()}, tmp_path / "epoch_1.pth")
+    for named in (str(tmp_path / "epoch_1.pth"), None):
+        runner = SimpleNamespace(
+            _resume=True, _has_loaded=False, _load_from=named, work_dir=str(tmp_path), logger=Mock()
+        )
+        with pytest.raises(UnsafeCheckpoint, match=r"epoch_1\.pth is whole, but torch does not load it"):
+            HOOKS.get("CheckpointHook")(interval=1).before_run(runner)
