@@ -2,7 +2,7 @@
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 BIN := .venv/bin
 
-.PHONY: demo test test-mmdet2 test-mmdet3 test-npu test-torch test-torch-newest test-sanitize lint bench bench-npu measure figures aarch64 clean
+.PHONY: demo test test-mmdet2 test-mmdet3 test-onedl test-npu test-torch test-torch-newest test-sanitize lint bench bench-npu measure figures aarch64 clean
 
 .venv/ready: $(SOURCES) scripts/setup_env.sh
 	@bash scripts/setup_env.sh
@@ -31,6 +31,14 @@ test-mmdet2: .venv/full
 test-mmdet3: .venv/full
 	@echo "== MMDetection 3.3.0"
 	$(MMDET3) $(PYTEST) tests/core tests/mmdet3 tests/run
+
+.venv/onedl/ready: .venv/full
+	@bash scripts/setup_env.sh onedl
+	@touch $@
+
+test-onedl: .venv/onedl/ready
+	@echo "== MMDetection 3.5.1 of onedl"
+	PYTHONPATH="$(CURDIR)/.venv/onedl" $(PYTEST) tests/core tests/mmdet3 tests/run
 
 .venv-npu/ready: $(SOURCES) scripts/setup_npu_sim.sh tests/npu_sim/fake_cann.py $(shell find yolox_ops yolox_plugin -name '*.py')
 	@bash scripts/setup_npu_sim.sh; status=$$?; \

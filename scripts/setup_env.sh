@@ -1,13 +1,15 @@
 #!/bin/bash
 # Creates .venv with pinned dependencies and builds yolox-ops into it. Each step is skipped when its result is there.
 # mmcv comes without its operators, which YOLOX does without; `setup_env.sh full` adds mmcv-full, which tests want, and
-# compiles it. MMDetection 3 lies in a folder of its own, which comes first on PYTHONPATH where it is wanted.
+# compiles it. MMDetection 3 lies in a folder of its own, which comes first on PYTHONPATH where it is wanted; `setup_env.sh
+# onedl` adds the one that onedl maintains, in the same way.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 venv=.venv
 steps=7
 [ "${1:-}" = full ] && steps=8
+[ "${1:-}" = onedl ] && steps=9
 mkdir -p "$venv/logs"
 
 # step NUMBER TITLE CHECK COMMAND: the check says whether there is anything to do
@@ -61,3 +63,10 @@ step 8 "compiling mmcv-full (10 minutes on 2 cores)" \
   "MMCV_WITH_OPS=1 $pip wheel -v --no-build-isolation --no-deps --no-cache-dir -w $venv/wheels mmcv-full==1.7.2 &&
    MMCV_WITH_OPS=0 $pip install --no-build-isolation --no-deps --upgrade --target $venv/mmcv-lite mmcv==1.7.2 &&
    $pip uninstall -y mmcv && $pip install --no-deps --force-reinstall $venv/wheels/mmcv_full-1.7.2-*.whl"
+[ $steps = 8 ] && exit
+# Beside the MMDetection, imaug and what that imports. mmengine looks for MMDetection's configs in the distribution named
+# mmdet, which without the copy would be the 2.28.2 of .venv.
+step 9 "MMDetection 3 of onedl" "[ -d $venv/onedl/mmdet-3.5.1.dist-info ]" \
+  "MMCV_WITH_OPS=0 $pip install --no-deps --target $venv/onedl onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 \
+     onedl-mmdetection==3.5.1 imaug==0.4.3 scikit-image==0.26.0 imageio==2.38.1 lazy-loader==0.6 &&
+   cp -r $venv/onedl/onedl_mmdetection-3.5.1.dist-info $venv/onedl/mmdet-3.5.1.dist-info"

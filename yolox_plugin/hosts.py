@@ -24,10 +24,16 @@ HOSTS = (
         "mmdet2", "MMDetection 2.28", r"1\.", r"2\.28\.", ("mmcv",), "pip install mmcv-full==1.7.2 mmdet==2.28.2",
     ),
     Host(
-        "mmdet3", "MMDetection 3", r"2\.", r"3\.[3-5]\.", ("mmengine", "mmcv"),
+        "mmdet3", "MMDetection 3.3", r"2\.", r"3\.3\.", ("mmengine", "mmcv"),
         "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0",
     ),
+    Host(
+        "mmdet3", "onedl's MMDetection 3.5", r"2\.", r"3\.[45]\.", ("mmengine", "mmcv"),
+        "MMCV_WITH_OPS=0 pip install onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 onedl-mmdetection==3.5.1",
+    ),
 )  # fmt: skip
+# All distributions that bring the module mmcv or mmengine: pip lets one of them write over the files of another.
+UNINSTALL = "pip uninstall mmcv mmcv-full mmcv-lite mmengine onedl-mmcv onedl-mmengine"
 
 
 def find_host() -> str:
@@ -52,7 +58,7 @@ def find_host() -> str:
             reason = " ".join(str(error).split())
             raise _unusable(
                 f"yolox_plugin found mmcv {mmcv} and mmdet {mmdet}, but {name} cannot be imported ({reason:.200}):"
-                f" pip uninstall mmcv mmcv-full mmcv-lite mmengine, then {host.install}"
+                f" {UNINSTALL}, then {host.install}"
             ) from error
     return host.package
 

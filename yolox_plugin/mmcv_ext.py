@@ -48,7 +48,8 @@ class _Operators(types.ModuleType):
 _NAME = "mmcv._ext"
 _REMEDY = (
     "the installed mmcv has no compiled operators, and yolox_plugin supplies only what YOLOX needs;"
-    " pip uninstall mmcv, then install mmcv-full==1.7.2, or for MMDetection 3 mmcv==2.1.0 (10 to 20 minutes to compile)"
+    " pip uninstall mmcv mmcv-lite onedl-mmcv, then compile them in 10 to 20 minutes: MMCV_WITH_OPS=1 pip install"
+    " --no-build-isolation --no-cache-dir with mmcv-full==1.7.2, or for MMDetection 3 mmcv==2.1.0 or onedl-mmcv==2.3.6"
 )
 
 

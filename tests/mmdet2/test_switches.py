@@ -197,7 +197,9 @@ def test_versions_that_it_is_not_made_for(tmp_path, mmcv, mmdet):
         "ImportError yolox_plugin needs mmcv 1.x with MMDetection 2.28.x, or mmcv 2.x with MMDetection 3.3 to 3.5;"
         f" found mmcv {mmcv or 'not there'} and mmdet {mmdet or 'not there'}:"
         " pip install mmcv-full==1.7.2 mmdet==2.28.2 (MMDetection 2.28);"
-        " or pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0 (MMDetection 3)"
+        " or pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0 (MMDetection 3.3);"
+        " or MMCV_WITH_OPS=0 pip install onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 onedl-mmdetection==3.5.1"
+        " (onedl's MMDetection 3.5)"
     )
 
 
@@ -212,11 +214,15 @@ def test_versions_that_it_is_not_made_for(tmp_path, mmcv, mmdet):
     ids=str,
 )
 def test_packages_that_cannot_be_imported(tmp_path, versions, failing, reason):
-    install = {"1": "mmcv-full==1.7.2 mmdet==2.28.2", "2": "mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"}
+    install = {
+        "2.28.2": "pip install mmcv-full==1.7.2 mmdet==2.28.2",
+        "3.3.0": "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0",
+        "3.5.1": "MMCV_WITH_OPS=0 pip install onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 onedl-mmdetection==3.5.1",
+    }
     assert import_beside(tmp_path, versions, failing) == (
         f"ImportError yolox_plugin found mmcv {versions['mmcv']} and mmdet {versions['mmdet']}, but {failing} cannot be"
-        f" imported ({reason}): pip uninstall mmcv mmcv-full mmcv-lite mmengine, then pip install"
-        f" {install[versions['mmcv'][0]]}"
+        f" imported ({reason}): pip uninstall mmcv mmcv-full mmcv-lite mmengine onedl-mmcv onedl-mmengine, then"
+        f" {install[versions['mmdet']]}"
     )
 
 

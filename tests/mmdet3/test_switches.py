@@ -4,11 +4,17 @@ import os
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import HOOKS
+from outputs import printed
+
+from yolox_plugin.core.checkpoint import UnsafeCheckpoint
 
 PROGRAM = """
 import yolox_plugin
@@ -56,14 +62,14 @@ def run(program=PROGRAM, **env):
 def test_parts(off):
     result = run(**({f"YOLOX_PLUGIN_{off.upper()}": "off"} if off else {}))
     kept = [part for part in NAMES if part != off]
-    assert result.stdout.split() == kept, result.stderr
+    assert printed(result).split() == kept, result.stderr
     [line] = [line for line in result.stderr.splitlines() if "yolox_plugin" in line]
     assert line.endswith(f"replaced in MMDetection: {', '.join(NAMES[part] for part in kept)}")
 
 
 def test_all_is_off():
     result = run(YOLOX_PLUGIN="off")
-    assert result.returncode == 0 and not result.stdout, result.stderr
+    assert result.returncode == 0 and not printed(result), result.stderr
     assert "replaced in MMDetection: nothing (switched off)" in result.stderr
 
 
@@ -75,7 +81,7 @@ def test_a_typing_error_is_refused():
 
 def test_only_one_rank_speaks():
     result = run(RANK="3")
-    assert result.stdout.split() == list(NAMES)
+    assert printed(result).split() == list(NAMES)
     assert "yolox_plugin" not in result.stderr
 
 
@@ -90,7 +96,7 @@ BACK = "import yolox_plugin\nfrom yolox_plugin import mmdet3, parts\nparts.rever
 def test_what_is_replaced_can_be_put_back(way, there):
     result = run(PROGRAM.replace("import yolox_plugin", way, 1))
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == (list(NAMES) if there else [])
+    assert printed(result).split() == (list(NAMES) if there else [])
     assert "left" not in result.stderr
 
 
@@ -130,7 +136,7 @@ def test_classes_of_the_users_own_are_left(bases):
     assert result.returncode == 0, result.stderr
     [line] = [line for line in result.stderr.splitlines() if "replaced in MMDetection" in line]
     replaced, left = line.split("; left: ")
-    names = result.stdout.split()
+    names = printed(result).split()
     assert sorted(left.split(", ")) == sorted(f"{name} (registered is __main__.{name})" for name in names)
     assert not set(names) & set(replaced.rpartition(": ")[2].split(", "))
 
@@ -203,10 +209,27 @@ def test_checkpoints_of_stock_load(tmp_path):
     written = run_on(WRITE, path)
     assert written.returncode == 0, written.stderr
     read = run_on(READ, path)
-    assert read.stdout == "3.5 4.0 4.0 0.25 0.5\n", read.stderr
+    assert printed(read) == "3.5 4.0 4.0 0.25 0.5\n", read.stderr
     for switch in ("YOLOX_PLUGIN", "YOLOX_PLUGIN_TRAINING"):
         without = run_on(READ, path, **{switch: "off"})
         assert without.returncode != 0 and "Weights only load failed" in without.stderr
+
+
+def test_checkpoints_of_stock_load_after_another_has_been_loaded(tmp_path):
+    """onedl-mmengine adds classes to torch's list for each checkpoint that it loads, and removes them afterwards."""
+    path = tmp_path / "stock.pth"
+    written = run_on(WRITE, path)
+    assert written.returncode == 0, written.stderr
+    before = """
+import sys, torch
+import numpy as np
+import yolox_plugin
+from mmengine.logging import HistoryBuffer
+with torch.serialization.safe_globals([getattr, np.dtype, np.ndarray, type(np.dtype("f8")), HistoryBuffer]):
+    pass
+"""
+    read = run_on(before + READ, path)
+    assert printed(read) == "3.5 4.0 4.0 0.25 0.5\n", read.stderr
 
 
 class Attribute:
@@ -236,3 +259,14 @@ def test_a_checkpoint_gets_no_attribute_but_a_statistic(tmp_path, owner, name):
         torch.load(tmp_path / "more.pth")
     torch.save({"state_dict": {}, "more": Attribute(HistoryBuffer, "mean")}, tmp_path / "mean.pth")
     assert torch.load(tmp_path / "mean.pth")["more"] is HistoryBuffer.mean
+
+
+def test_a_resume_refuses_what_is_not_safe_to_load(tmp_path):
+    """onedl-mmengine would load it with a warning."""
+    torch.save({"state_dict": {}, "more": SimpleNamespace()}, tmp_path / "epoch_1.pth")
+    for named in (str(tmp_path / "epoch_1.pth"), None):
+        runner = SimpleNamespace(
+            _resume=True, _has_loaded=False, _load_from=named, work_dir=str(tmp_path), logger=Mock()
+        )
+        with pytest.raises(UnsafeCheckpoint, match=r"epoch_1\.pth is whole, but torch does not load it"):
+            HOOKS.get("CheckpointHook")(interval=1).before_run(runner)

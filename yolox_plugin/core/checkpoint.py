@@ -42,7 +42,13 @@ def numpy_allowed() -> contextlib.AbstractContextManager[Any]:
     return torch.serialization.safe_globals([kind for kind in numpy_globals() if kind not in there])
 
 
-def numpy_globals() -> list[Any]:
+def named(kind: type) -> tuple[type, str]:
+    """A class for torch's list of safe globals, as an entry of its own: torch's context removes at its end every entry
+    that equals one of its own, and onedl-mmengine opens one with plain classes for each checkpoint that it loads."""
+    return kind, f"{kind.__module__}.{kind.__qualname__}"
+
+
+def numpy_globals() -> list[tuple[Any, str]]:
     """What a pickle names for numpy's numbers and arrays of them, as torch's lists of safe globals take it."""
     scalar: Any = np.float64(0).__reduce__()[0]
     reconstruct: Any = np.zeros(0).__reduce__()[0]
@@ -52,8 +58,8 @@ def numpy_globals() -> list[Any]:
         for function, name in ((scalar, "scalar"), (reconstruct, "_reconstruct"))
     ]
     # Not objects, in which anything may hide.
-    kinds = {type(np.dtype(code)) for code in "?bhilqpBHILQPefdgFDGSUMm"}
-    return [np.dtype, np.ndarray, *kinds, *functions]
+    kinds: set[type] = {type(np.dtype(code)) for code in "?bhilqpBHILQPefdgFDGSUMm"}
+    return [*map(named, kinds | {np.dtype, np.ndarray}), *functions]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

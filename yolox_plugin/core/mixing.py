@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch.utils.data import get_worker_info
@@ -28,6 +28,14 @@ def check_skip_type_keys(skip_type_keys: Any) -> None:
         raise TypeError(
             f"skip_type_keys must be a sequence of names such as ({skip_type_keys!r},), got {skip_type_keys!r} alone"
         )
+
+
+@runtime_checkable
+class LeavesOutSteps(Protocol):
+    """A data set that can leave out steps of its pipeline: a MultiImageMixDataset, or a user's own class."""
+
+    def update_skip_type_keys(self, skip_type_keys: Sequence[str]) -> None:
+        """Leaves out the steps of these types."""
 
 
 class Mixing:
@@ -131,3 +139,18 @@ class Mixing:
             sample.pop("mix_results", None)
         decode(sample)  # if no step has
         return sample
+
+
+def leave_out_steps(dataset: Any, skip_type_keys: Sequence[str]) -> bool:
+    """Tells every mixing data set in `dataset`; whether workers that live on have to be replaced, because one of these
+    sets tells its workers nothing.
+
+    Raises:
+        TypeError: there is no such data set.
+    """
+    mixing = [data_set for data_set in data_sets_in(dataset) if isinstance(data_set, LeavesOutSteps)]
+    if not mixing:
+        raise TypeError("YOLOXModeSwitchHook needs a MultiImageMixDataset in the data loader, found none")
+    for data_set in mixing:
+        data_set.update_skip_type_keys(skip_type_keys)
+    return not all(isinstance(data_set, Mixing) for data_set in mixing)

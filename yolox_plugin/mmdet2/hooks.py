@@ -1,7 +1,6 @@
 """MMDetection's hooks of the standard YOLOX config, with their faults mended."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from mmcv.parallel import is_module_wrapper
 from mmcv.runner import BaseRunner
@@ -11,9 +10,9 @@ from mmdet.core.hook import YOLOXModeSwitchHook as StockModeSwitchHook
 
 from yolox_ops import ema_update_
 
-from ..core.mixing import check_skip_type_keys, data_sets_in
+from ..core.mixing import check_skip_type_keys, leave_out_steps
 from ..core.schedule import is_closing
-from .dataset import MultiImageMixDataset
+from .runner import EpochBasedRunner
 
 
 class YOLOXModeSwitchHook(StockModeSwitchHook):
@@ -38,13 +37,9 @@ class YOLOXModeSwitchHook(StockModeSwitchHook):
         self._closed = True
         model = runner.model.module if is_module_wrapper(runner.model) else runner.model
         loader = runner.data_loader
-        mixing = [d for d in data_sets_in(getattr(loader, "dataset", None)) if hasattr(d, "update_skip_type_keys")]
-        if not mixing:
-            raise TypeError("YOLOXModeSwitchHook needs a MultiImageMixDataset in the data loader, found none")
-        for data_set in mixing:
-            data_set.update_skip_type_keys(self.skip_type_keys)
-            if not isinstance(data_set, MultiImageMixDataset) and getattr(loader, "persistent_workers", False):
-                loader._iterator = None  # living workers hear nothing from this class: others take their place
+        replace_workers = leave_out_steps(getattr(loader, "dataset", None), self.skip_type_keys)
+        if replace_workers and getattr(loader, "persistent_workers", False):
+            loader._iterator = None
         model.bbox_head.use_l1 = True
         runner.logger.info(f"last {runner.max_epochs - runner.epoch} epochs: no mosaic and mixup, L1 loss added")
 
@@ -66,7 +61,7 @@ class ExpMomentumEMAHook(StockEMAHook):
 
     def before_run(self, runner: BaseRunner) -> None:
         super().before_run(runner)
-        resumed: dict[str, Any] = getattr(runner, "resumed_state_dict", None) or {}
+        resumed = (runner.resumed_state_dict if isinstance(runner, EpochBasedRunner) else None) or {}
         found = [name for name in self.param_ema_buffer.values() if name in resumed]
         for name in found:
             self.model_buffers[name].copy_(resumed[name])

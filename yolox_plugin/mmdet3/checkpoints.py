@@ -13,14 +13,14 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.runner.checkpoint import save_checkpoint as stock_save_checkpoint
 
-from ..core.checkpoint import newest_checkpoint, numpy_globals, read_newest, write_whole
+from ..core.checkpoint import named, newest_checkpoint, numpy_globals, read_newest, write_whole
 
 
 def allow_own_checkpoints() -> None:
     """Lets torch 2.6 and newer load what mmengine 0.10 itself has written: histories of logged values, and numpy's
     numbers."""
     if hasattr(torch.serialization, "add_safe_globals"):
-        torch.serialization.add_safe_globals([HistoryBuffer, (_statistic, "builtins.getattr"), *numpy_globals()])
+        torch.serialization.add_safe_globals([named(HistoryBuffer), (_statistic, "builtins.getattr"), *numpy_globals()])
 
 
 def _statistic(owner: Any, name: str) -> Any:

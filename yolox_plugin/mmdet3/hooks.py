@@ -12,9 +12,8 @@ from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ..core.mixing import check_skip_type_keys, data_sets_in
+from ..core.mixing import check_skip_type_keys, leave_out_steps
 from ..core.schedule import is_closing
-from .dataset import MultiImageMixDataset
 from .history import DeferredHistory, Waiting
 
 SHORTEST_HISTORY = 10_000  # values
@@ -44,15 +43,10 @@ class YOLOXModeSwitchHook(StockModeSwitchHook):
             return
         self._has_switched = True
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        mixing = [d for d in data_sets_in(loader.dataset) if hasattr(d, "update_skip_type_keys")]
-        if not mixing:
-            raise TypeError("YOLOXModeSwitchHook needs a MultiImageMixDataset in the data loader, found none")
-        for data_set in mixing:
-            data_set.update_skip_type_keys(self.skip_type_keys)
-            if not isinstance(data_set, MultiImageMixDataset) and getattr(loader, "persistent_workers", False):
-                # Living workers hear nothing from this class: others take their place, as stock does it.
-                loader._DataLoader__initialized, self._restart_dataloader = False, True
-                loader._iterator = None
+        replace_workers = leave_out_steps(loader.dataset, self.skip_type_keys)
+        if replace_workers and getattr(loader, "persistent_workers", False):  # as stock does it
+            loader._DataLoader__initialized, self._restart_dataloader = False, True
+            loader._iterator = None
         getattr(model, "detector", model).bbox_head.use_l1 = True
         runner.logger.info(f"last {runner.max_epochs - runner.epoch} epochs: no mosaic and mixup, L1 loss added")
 
