@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.runner import checkpoint
 from spy import equal
 from tiny3 import LEARNS, run, start, write_config
 
@@ -75,9 +76,10 @@ def test_stock_does_not(tmp_path, data_root):
     config, environment = killable(tmp_path, data_root, 4, SEEDED)
     environment["YOLOX_PLUGIN"] = "off"
     run("train", config, "--work-dir", tmp_path / "whole", **environment)
-    refused = start("train", config, "--work-dir", tmp_path / "whole", "--resume", **environment)
-    output, _ = refused.communicate(timeout=300)
-    assert refused.returncode != 0 and "HistoryBuffer" in output
+    if not hasattr(checkpoint, "get_torch_safe_globals"):  # by which onedl-mmengine loads its own
+        refused = start("train", config, "--work-dir", tmp_path / "whole", "--resume", **environment)
+        output, _ = refused.communicate(timeout=300)
+        assert refused.returncode != 0 and "HistoryBuffer" in output
     environment["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
     # Not in the third epoch, at which the mode switch starts new workers in a run that goes on, too.
     output = killed_and_resumed(config, tmp_path / "killed", 5, **environment)
