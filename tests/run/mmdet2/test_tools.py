@@ -45,7 +45,7 @@ def test_without_the_operators_of_mmcv(script, tmp_path, plugin):
     )
     other = subprocess.run([sys.executable, "-c", call], env=env, capture_output=True, text=True, check=False)
     assert "NotImplementedError: mmcv's operator roi_align_forward was called" in other.stderr
-    assert "install mmcv-full==1.7.2" in other.stderr
+    assert "with mmcv-full==1.7.2" in other.stderr
 
 
 @pytest.mark.slow
