@@ -2,7 +2,7 @@
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 BIN := .venv/bin
 
-.PHONY: demo test test-mmdet2 test-mmdet3 test-onedl test-npu test-torch test-torch-newest test-sanitize lint bench bench-npu measure figures aarch64 clean
+.PHONY: demo test test-mmdet2 test-mmdet3 test-onedl test-gpu test-npu test-torch test-torch-newest test-sanitize lint bench bench-npu measure figures aarch64 clean
 
 .venv/ready: $(SOURCES) scripts/setup_env.sh
 	@bash scripts/setup_env.sh
@@ -31,6 +31,11 @@ test-mmdet2: .venv/full
 test-mmdet3: .venv/full
 	@echo "== MMDetection 3.3.0"
 	$(MMDET3) $(PYTEST) tests/core tests/mmdet3 tests/run
+
+# Where there is a GPU; not part of `make test`, in which no test sees one.
+test-gpu: .venv/full
+	YOLOX_TEST_GPU=1 $(PYTEST) tests/ops/test_cuda.py tests/mmdet2/test_cuda.py
+	YOLOX_TEST_GPU=1 $(MMDET3) $(PYTEST) tests/mmdet3/test_cuda.py
 
 .venv/onedl/ready: .venv/full
 	@bash scripts/setup_env.sh onedl

@@ -1,6 +1,7 @@
 """What the operator tests share: random training situations."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from torch import Tensor
 from yolox_ops.reference import grid_centers
 
 Situation = dict[str, Tensor]
+
+# All tests but those of `make test-gpu` are about the CPU, on a machine with a GPU as well. torch has not looked yet.
+if os.environ.get("YOLOX_TEST_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 # Of the two hosts' tests, those for the other one cannot even be imported. MMDetection 3 alone has a registry.py.
 _mmdet = importlib.util.find_spec("mmdet")

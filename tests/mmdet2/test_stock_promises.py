@@ -6,7 +6,7 @@ import math
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from unittest.mock import MagicMock, Mock, patch
 
 import numpy as np
@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 
 from yolox_plugin.mmdet2 import PARTS
 
-PAIRS = [(place, c) for pairs in PARTS.values() for place, c in pairs if place is not dataset_wrappers]
+PAIRS = [(place, c) for pairs in PARTS.values() for place, c in pairs if not isinstance(place, ModuleType)]
 LOG = logging.getLogger("promises")
 
 

@@ -1,6 +1,7 @@
 """What stands in for classes of MMDetection 2.28.2, mmcv 1.x and torch: their interfaces, over the arithmetic of
 `yolox_plugin.core`."""
 
+import mmcv.parallel._functions
 from mmcv.runner import HOOKS, OPTIMIZERS, RUNNERS
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS
 from mmdet.datasets import DATASETS, PIPELINES, dataset_wrappers
@@ -14,6 +15,7 @@ from .detector import YOLOX
 from .head import YOLOXHead
 from .hooks import ExpMomentumEMAHook, SyncNormHook, YOLOXModeSwitchHook
 from .runner import EpochBasedRunner
+from .streams import _get_stream
 from .transforms import MixUp, Mosaic, RandomAffine, YOLOXHSVRandomAug
 
 PARTS: Parts = {
@@ -29,6 +31,7 @@ PARTS: Parts = {
         (DATASETS, CocoDataset),
         (DATASETS, MultiImageMixDataset),
         (dataset_wrappers, MultiImageMixDataset),  # where `build_dataset` finds it
+        (mmcv.parallel._functions, _get_stream),  # where mmcv's `Scatter` finds it
     ],
     "PIPELINE": [
         (PIPELINES, Mosaic),

@@ -3,8 +3,10 @@
 from collections import OrderedDict
 from typing import Any
 
+import torch
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 from mmdet.structures import DetDataSample
+from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
 from ..core.losses import parse
@@ -27,6 +29,10 @@ class YOLOX(StockYOLOX, TrainingPart):
         self._precision = Precision(autocast)
         self._precision.prepare(self)
         self._in_epoch = False
+        # Each image, and each tensor of its gts, is copied by itself: three waits for the GPU an image if it is waited
+        # for. CUDA has read pageable memory when such a copy returns; of other devices that is not sure.
+        if torch.cuda.is_available() and isinstance(self.data_preprocessor, BaseDataPreprocessor):
+            self.data_preprocessor._non_blocking = True
 
     def start_epoch(self, moment: Moment) -> None:
         """Until `end_epoch`, the values to log are the means over all ranks; stock's are the rank's own."""
