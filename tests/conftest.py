@@ -13,15 +13,16 @@ from yolox_ops.reference import grid_centers
 
 Situation = dict[str, Tensor]
 
-# All tests but those of `make test-gpu` are about the CPU, on a machine with a GPU as well. torch has not looked yet.
-if os.environ.get("YOLOX_TEST_GPU") != "1":
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-
 # Of the two hosts' tests, those for the other one cannot even be imported. MMDetection 3 alone has a registry.py.
 _mmdet = importlib.util.find_spec("mmdet")
 _is_mmdet3 = _mmdet is not None and Path(str(_mmdet.origin)).with_name("registry.py").is_file()
 _other = "mmdet2" if _is_mmdet3 else "mmdet3"
 collect_ignore = [_other, f"run/{_other}"]
+
+# All tests but those of `make test-gpu` are about the CPU, on a machine with a GPU as well. torch has not looked yet.
+if os.environ.get("YOLOX_TEST_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    collect_ignore += ["ops/test_cuda.py", "mmdet2/test_cuda.py", "mmdet3/test_cuda.py"]
 
 
 def _situation(
