@@ -21,7 +21,7 @@ from . import folders, launch, report
 from .messages import InputError
 from .options import add_options, options_of, user_path
 
-# load_config, check and Evaluation for the MMDetection that is installed.
+# The config, its checks and the evaluation, for the MMDetection that is installed.
 host = importlib.import_module(f".{find_host()}.evaluation", __package__)
 
 

@@ -27,7 +27,7 @@ from . import folders, launch, report
 from .messages import InputError, warn
 from .options import add_options, options_of, positive, whole
 
-# configure, check and train for the MMDetection that is installed.
+# The config, its checks and the training, for the MMDetection that is installed.
 host = importlib.import_module(f".{find_host()}.training", __package__)
 
 # Seconds since 1970, for the processes that a command starts, restarted ones too; it has checked everything.
