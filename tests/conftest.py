@@ -1,5 +1,6 @@
 """What the operator tests share: random training situations."""
 
+import fcntl
 import importlib.util
 import os
 from collections.abc import Callable
@@ -67,3 +68,22 @@ def _situation(
 @pytest.fixture(scope="session")
 def situation() -> Callable[..., Situation]:
     return _situation
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """A folder of this name that takes long to fill: the first process of a test run does, the others wait for it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, done = shared / f"made-{name}", shared / f"made-{name}.done"
+        with (shared / f"made-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                folder.mkdir(exist_ok=True)
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make

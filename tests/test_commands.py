@@ -68,13 +68,16 @@ def test_the_source_archive_has_all_that_is_compiled_and_nothing_built(archive):
 
 
 @pytest.fixture(scope="module")
-def installed(archive, tmp_path_factory):
+def installed(archive, made_once):
     """A Python after `pip install` of the archive, which compiles everything anew."""
-    python = environment(tmp_path_factory.mktemp("installed") / "venv")
-    path = os.pathsep.join([str(Path(sys.executable).parent), ENV["PATH"]])
-    succeed(python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", archive,
-            cwd=archive.parent, env=ENV | {"PATH": path})  # fmt: skip
-    return python
+
+    def install(folder):
+        python = environment(folder / "venv")
+        path = os.pathsep.join([str(Path(sys.executable).parent), ENV["PATH"]])
+        succeed(python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", archive,
+                cwd=archive.parent, env=ENV | {"PATH": path})  # fmt: skip
+
+    return made_once("installed", install) / "venv/bin/python"
 
 
 @pytest.fixture(scope="module")

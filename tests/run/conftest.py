@@ -27,20 +27,22 @@ def config(data):
 
 
 @pytest.fixture(scope="session")
-def learned(tmp_path_factory):
+def learned(made_once):
     """A data set of four images to train and to evaluate on, a config, and a checkpoint that has learned them."""
-    root = tmp_path_factory.mktemp("learned")
-    data = root / "data"
-    make_dataset(data, train=4, val=1)
-    shutil.rmtree(data / "val2017")
-    shutil.copytree(data / "train2017", data / "val2017")
-    shutil.copy(data / "annotations/instances_train2017.json", data / "annotations/instances_val2017.json")
-    config = small.write_config(root / "learns.py", data, epochs=80, more=small.LEARNS)
-    work_dir = root / "run"
-    options = [f"--data-path={data}", f"--config={config}", "--device=cpu", f"--work-dir={work_dir}"]
-    assert training.main(options) == 0
-    assert json.loads((work_dir / "result.json").read_text())["mAP"] > 0.1
-    return data, config, newest_checkpoint(work_dir)
+
+    def learn(root):
+        data = root / "data"
+        make_dataset(data, train=4, val=1)
+        shutil.rmtree(data / "val2017")
+        shutil.copytree(data / "train2017", data / "val2017")
+        shutil.copy(data / "annotations/instances_train2017.json", data / "annotations/instances_val2017.json")
+        config = small.write_config(root / "learns.py", data, epochs=80, more=small.LEARNS)
+        options = [f"--data-path={data}", f"--config={config}", "--device=cpu", f"--work-dir={root / 'run'}"]
+        assert training.main(options) == 0
+        assert json.loads((root / "run/result.json").read_text())["mAP"] > 0.1
+
+    root = made_once("learned", learn)
+    return root / "data", root / "learns.py", newest_checkpoint(root / "run")
 
 
 @pytest.fixture
