@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import HOST, sentence, small
+from tiny import sentence, small
 
 from yolox_plugin.core.checkpoint import newest_checkpoint
 from yolox_plugin.run import demo as demonstration
@@ -204,13 +204,6 @@ def test_what_is_odd_is_told_and_trained(train, copy, tmp_path):
         assert any("annotations is unknown" in line and "the category_id of " in line for line in mine)
         assert any("lacks 1 of the config's 5 classes: ring" in line for line in mine)
     assert (tmp_path / "run/result.json").exists()
-
-
-@pytest.mark.skipif(HOST == "mmdet2", reason="its CocoDataset, the plugin's, reads it")
-def test_a_byte_order_mark(train, copy):
-    path = copy / "annotations/instances_train2017.json"
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert "begins with a byte order mark, which CocoDataset does not read" in sentence(*train(copy))
 
 
 @pytest.mark.slow

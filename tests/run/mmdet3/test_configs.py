@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 from mmengine.config import Config
@@ -181,3 +182,12 @@ def epochs_of_iterations(cfg):
 def test_what_cannot_be_trained(train, tmp_path, change, options, words):
     assert words in sentence(*train(change, *options))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_byte_order_mark_is_refused(train, data, tmp_path):
+    """MMDetection 3's CocoDataset reads with pycocotools alone."""
+    copied = shutil.copytree(data, tmp_path / "copy")
+    path = copied / "annotations/instances_train2017.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    words = "begins with a byte order mark, which CocoDataset does not read"
+    assert words in sentence(*train(lambda cfg: None, f"--data-path={copied}"))
