@@ -22,7 +22,7 @@ demo: .venv/ready
 test: test-npu test-mmdet2 test-mmdet3
 
 # Up to four tests at once, each with one thread: more threads than cores wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal --durations=10
 
 test-mmdet2: .venv/full
 	@echo "== MMDetection 2.28.2"
