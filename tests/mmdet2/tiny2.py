@@ -105,12 +105,18 @@ EVERY_EPOCH = ["evaluation.interval=1", "checkpoint_config.interval=1"]
 # One that shows only when the data set is built, as the length of an epoch; and what is said of it.
 REFUSED = (
     ["lr_config.warmup_by_epoch=False", "lr_config.warmup_iters=2000"],
-    "closing phase of 3 must be shorter than",
+    "closing phase of 3 must be shorter than its 20 epochs",
 )
+# In the log of eight epochs of four iterations.
+LINES_PER_EPOCH = 2
+VERSIONS = ("2.28.2",)
+# How far the weights of two processes may be from those of one, after a few steps.
+WEIGHTS_ATOL = 1e-4
 
 
 # What else in the config is refused, and how.
 CONFIG_OPTIONS = [
+    (["--config=BROKEN"], "There are syntax errors in config file"),
     (["--config=yolox_huge"], "--config must be a file or one of yolox_demo, yolox_l_8x8_300e_coco"),
     (["--cfg-options", "data.train.dataset.classes=disc"], "classes='disc' of data.train is a string"),
     (["--cfg-options", "data.train.dataset.classes=disc,disc"], "classes of data.train must differ"),

@@ -137,14 +137,14 @@ def test_two_processes_on_a_cpu(tmp_path, data_root):
 
 
 def test_evaluation_with_and_without_the_plugin(tmp_path, data_root):
-    config = write_config(tmp_path / "learns.py", data_root, 60, LEARNS + SEEDED)
+    config = write_config(tmp_path / "learns.py", data_root, 100, LEARNS + SEEDED)
     run("train", config, "--work-dir", tmp_path / "run")
     figures = []
     for switch in ("on", "off"):
         output = run(
-            "test", config, tmp_path / "run" / "epoch_60.pth", "--work-dir", tmp_path / switch, YOLOX_PLUGIN=switch,
+            "test", config, tmp_path / "run" / "epoch_100.pth", "--work-dir", tmp_path / switch, YOLOX_PLUGIN=switch,
             TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1",
         )  # fmt: skip
         figures.append(re.findall(r"coco/(bbox_\w+): (-?[\d.]+)", output))
     assert figures[0] == figures[1]
-    assert float(dict(figures[0])["bbox_mAP"]) > 0.01  # it has found something
+    assert float(dict(figures[0])["bbox_mAP"]) > 0.1

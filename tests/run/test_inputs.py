@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import sentence, small
+from tiny import HOST, sentence, small
 
 from yolox_plugin.core.checkpoint import newest_checkpoint
 from yolox_plugin.run import demo as demonstration
@@ -237,7 +237,6 @@ def test_nothing_detected_is_0():
 OPTIONS = [
     (["--data-path=/nowhere"], "--data-path /nowhere is not a folder"),
     (["--config=absent.py"], "got absent.py"),
-    (["--config=BROKEN"], "broken.py cannot be: SyntaxError: "),
     (["--config=BASELESS"], "absent_base.py"),
     (["--device=npu"], "--devices=1 --device=npu: this machine has 0 npu devices"),
     (["--device=cuda", "--devices=8"], "--devices=8 --device=cuda: this machine has 0 cuda devices"),
@@ -490,11 +489,14 @@ def test_names_that_python_writes_in_another_way(config, data, tmp_path, capfd):
     root = shutil.copytree(data, odd / "data")
     options = [f"--data-path={root}", f"--config={config}", "--device=cpu", f"--work-dir={odd / 'run'}"]
     assert training.main([*options, "--epochs=1"]) == 0, capfd.readouterr().err
+    cfg = training.host.Config.fromfile(str(odd / "run/config.py"))
+    assert cfg.work_dir == str(odd / "run")
+    [source] = training.host.sources(cfg, ["train"])
+    assert source.path == root / "annotations/instances_train2017.json"
     again = [f"--data-path={root}", f"--config={odd / 'run/config.py'}", "--device=cpu", f"--work-dir={odd / 'again'}"]
     assert training.main([*again, "--iterations=2"]) == 0, capfd.readouterr().err
-    [source] = training.host.sources(training.host.load_config(training.parser().parse_args(again)), ["train"])
-    assert source.path == root / "annotations/instances_train2017.json"
-    assert training.host.load_config(training.parser().parse_args(again)).work_dir == str(odd / "again")
+    if HOST == "mmdet2":  # mmengine writes its own text there
+        assert torch.load(odd / "run/epoch_1.pth")["meta"]["config"] == (odd / "run/config.py").read_text()
 
 
 def test_a_resume_without_a_run_overwrites_nothing(train, data, tmp_path):
@@ -545,7 +547,7 @@ def test_an_evaluation_leaves_the_trainings_files_alone(config, data, checkpoint
     assert json.loads((training_result.parent / "test/result.json").read_text())["task"] == "test"
 
 
-def test_boxes_without_bounds_are_drawn():
+def test_boxes_without_bounds_are_drawn(tmp_path):
     """As of an untrained network."""
     boxes = np.array([[-np.inf, 1, np.inf, 9, 0.9], [np.nan, 3, 1e30, 1e9, 0.8], [5, 5, 20, 20, 0.7]])
     image = np.zeros((40, 60, 3), np.uint8)
@@ -554,6 +556,8 @@ def test_boxes_without_bounds_are_drawn():
     assert found[0][2].tolist() == boxes[2].tolist()
     report.draw_boxes(image, [boxes], ["disc"], 0.3)
     assert image.any()
+    report.write_image(tmp_path / "drawn.jpg", image)
+    assert (tmp_path / "drawn.jpg").stat().st_size > 500
 
 
 @pytest.mark.slow
