@@ -1,5 +1,6 @@
 """What the commands do with a config, whichever MMDetection it is for."""
 
+import argparse
 import pprint
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -45,6 +46,33 @@ def text_of(entries: Iterable[tuple[str, Any]]) -> str:
     lines = (f"{name} = {pprint.pformat(value, width=120, sort_dicts=False)}\n" for name, value in entries)
     # Two braces are in strings alone; mmcv, which reads them, has names to fill in there.
     return "".join(lines).replace("{{", r"{\x7b")
+
+
+def heads_of(cfg: Any) -> int | None:
+    """For how many classes the config's head is, if it says so."""
+    heads: int | None = cfg.model.get("bbox_head", {}).get("num_classes")
+    return heads
+
+
+def length_of(args: argparse.Namespace, runner: Any) -> dict[str, int]:
+    """How many epochs, or iterations, a training by this command has in all.
+
+    Args:
+        runner: the part of the config that has max_epochs or max_iters.
+    """
+    if args.iterations:
+        return {"iter": args.iterations}
+    if "max_epochs" not in runner:
+        return {} if args.performance else {"iter": runner.max_iters}
+    return {"epoch": args.epochs or (1 if args.performance else runner.max_epochs)}
+
+
+def asked_lengths(args: argparse.Namespace, runner: Any, per_epoch: int) -> tuple[int | None, int | None]:
+    """Epochs that the recipe is to fit into, and iterations to stop after, as far as the command says so; --performance
+    stands for one epoch, or for `per_epoch` iterations."""
+    if args.performance and not args.epochs and not args.iterations:
+        return (1, None) if "max_epochs" in runner else (None, per_epoch)
+    return args.epochs, args.iterations
 
 
 def listed(value: Any) -> Sequence[Any]:

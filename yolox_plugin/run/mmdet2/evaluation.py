@@ -18,6 +18,7 @@ from ...core.checkpoint import read_checkpoint
 from ...mmdet2.ddp import gather_results
 from .. import annotations, checks, report
 from ..annotations import Source
+from ..configs import heads_of
 from . import checks as parts
 from .config import load_config
 from .data import sources
@@ -29,7 +30,7 @@ def check(args: argparse.Namespace, cfg: Config) -> list[Source]:
     """What will be read. Raises InputError for whatever would fail later."""
     checks.check_devices(cfg.device, args.devices)
     found = sources(cfg, ["test"])
-    labels = annotations.check_data(found, args.data_path.absolute(), parts.heads_of(cfg))
+    labels = annotations.check_data(found, args.data_path.absolute(), heads_of(cfg))
     content = checks.check_checkpoint(parts.check_model(cfg), "--pth-path", args.pth_path)
     meta = content.get("meta") or {}
     checks.check_trained_classes(meta.get("CLASSES"), found[0].classes)

@@ -9,15 +9,6 @@ from ..configs import shrunk
 from ..messages import InputError
 
 
-def length_of(args: argparse.Namespace, cfg: Config) -> dict[str, int]:
-    """How many epochs, or iterations, a run of this command has in all."""
-    if args.iterations:
-        return {"iter": args.iterations}
-    if "max_epochs" not in cfg.runner:
-        return {} if args.performance else {"iter": cfg.runner.max_iters}
-    return {"epoch": args.epochs or (1 if args.performance else cfg.runner.max_epochs)}
-
-
 def check_recipe(args: argparse.Namespace, cfg: Config) -> None:
     """Raises InputError for what MMDetection's runners do not do, or do without a word."""
     if len(cfg.workflow) != 1 or cfg.workflow[0][0] != "train":

@@ -21,13 +21,13 @@ from ...core.mixing import data_sets_in
 from ...mmdet2.dataset import CocoDataset
 from ...mmdet2.ddp import prepare_ddp
 from .. import annotations, checks, folders, report
-from ..configs import listed, text_of
+from ..configs import asked_lengths, heads_of, length_of, listed, text_of
 from ..messages import described
 from . import checks as parts
 from .config import load_config
 from .data import sources
 from .log import read_log, seed_of
-from .recipe import check_lengths, check_recipe, length_of, log_often, schedule
+from .recipe import check_lengths, check_recipe, log_often, schedule
 
 # Hooks with a closing phase, and how many epochs MMDetection gives it where the config does not say.
 CLOSING = {"YOLOXModeSwitchHook": 15, "SyncNormHook": 15}
@@ -82,14 +82,14 @@ def check(args: argparse.Namespace, cfg: Config) -> None:
     checks.check_initial_weights(built.model, "resume_from", cfg.resume_from)
     newest = newest_checkpoint(work_dir) if args.resume else None
     if newest:
-        checks.check_resumable(built, "--resume", newest, length_of(args, cfg), labels)
+        checks.check_resumable(built, "--resume", newest, length_of(args, cfg.runner), labels)
     elif cfg.resume_from and "://" not in cfg.resume_from:
-        checks.check_resumable(built, "resume_from", Path(cfg.resume_from), length_of(args, cfg), labels)
+        checks.check_resumable(built, "resume_from", Path(cfg.resume_from), length_of(args, cfg.runner), labels)
 
 
 def check_data(args: argparse.Namespace, cfg: Config, splits: Sequence[str]) -> dict[str, int]:
     """Each class's label; raises InputError for annotations and images that MMDetection cannot train on."""
-    return annotations.check_data(sources(cfg, splits), args.data_path.absolute(), parts.heads_of(cfg))
+    return annotations.check_data(sources(cfg, splits), args.data_path.absolute(), heads_of(cfg))
 
 
 def iterations_in(dataset: Any, cfg: Config, distributed: bool) -> int:
@@ -143,9 +143,7 @@ class Training:
         cfg.gpu_ids = list(range(self.world_size))
         self.dataset = described("data.train", lambda: build_dataset(cfg.data.train))
         per_epoch = iterations_in(self.dataset, cfg, distributed=self.world_size > 1)
-        epochs, iterations = args.epochs, args.iterations
-        if args.performance and not epochs and not iterations:
-            epochs, iterations = (1, None) if "max_epochs" in cfg.runner else (None, per_epoch)
+        epochs, iterations = asked_lengths(args, cfg.runner, per_epoch)
         schedule(cfg, epochs, per_epoch)
         length = cfg.runner.max_iters if "max_iters" in cfg.runner else cfg.runner.max_epochs * per_epoch
         if "max_epochs" in cfg.runner and not epochs:  # or they have been made to fit
@@ -168,7 +166,7 @@ class Training:
             model.to(memory_format=torch.channels_last)
         model.CLASSES = self.dataset.CLASSES
         about = {"CLASSES": self.dataset.CLASSES, **labels_of(self.dataset)}
-        meta = {**about, "seed": args.seed, "config": text_of(cfg.items())}
+        meta = {**about, "seed": args.seed, "config": self.text}
         if cfg.checkpoint_config is not None:
             cfg.checkpoint_config.meta = about
         if self.iterations:
@@ -185,5 +183,5 @@ class Training:
             iterations=args.iterations or cfg.runner.get("max_iters"),
             seed=seed_of(work_dir / f"{stamp}.log.json") if is_main else None,
             log=read_log(work_dir, by_epoch="max_epochs" in cfg.runner) if is_main else [],
-            has_gts=validates(args, cfg) and all(map(annotations.has_gts, sources(cfg, ["val"]))),
+            has_gts=is_main and validates(args, cfg) and all(map(annotations.has_gts, sources(cfg, ["val"]))),
         )

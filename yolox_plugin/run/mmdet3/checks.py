@@ -37,12 +37,6 @@ def check_autocast(cfg: Config, option: str | None) -> None:
     check_precision(cfg.device, cfg.model.get("autocast"), option is not None, detector, other)
 
 
-def heads_of(cfg: Config) -> int | None:
-    """For how many classes the config's head is, if it says so."""
-    heads: int | None = cfg.model.get("bbox_head", {}).get("num_classes")
-    return heads
-
-
 def check_model(cfg: Config) -> Any:
     """The config's detector.
 

@@ -39,7 +39,7 @@ def load_config(args: argparse.Namespace) -> Config:
             point_to(cfg, split, args.data_path.absolute(), name)
     described("--cfg-options", lambda: cfg.merge_from_dict(args.cfg_options))
     check_shape(args, cfg)
-    # mmengine fills an entry's names in anew from this text; a config in Python's own words has the types themselves.
+    # As plain values: a config in Python's own words holds types, which config.py can only name.
     entries = cfg.to_dict()
     for key, value in DEFAULTS.items():
         if entries.get(key) is None:

@@ -18,6 +18,7 @@ from mmengine.utils import ProgressBar
 from ...core.checkpoint import read_checkpoint
 from .. import annotations, checks, launch, report
 from ..annotations import Source
+from ..configs import heads_of
 from ..messages import InputError
 from . import checks as parts
 from .config import load_config
@@ -33,7 +34,7 @@ def check(args: argparse.Namespace, cfg: Config) -> list[Source]:
         if cfg.get(key) is None:
             raise InputError(f"the config has no {key}")
     found = sources(cfg, ["test"])
-    labels = annotations.check_data(found, args.data_path.absolute(), parts.heads_of(cfg))
+    labels = annotations.check_data(found, args.data_path.absolute(), heads_of(cfg))
     content = checks.check_checkpoint(parts.check_model(cfg), "--pth-path", args.pth_path)
     meta = content.get("meta") or {}
     trained = (meta.get("dataset_meta") or {}).get("classes", meta.get("CLASSES"))  # the latter in MMDetection 2.28's
@@ -68,14 +69,15 @@ class Evaluation:
             save_dir: where a picture of each image goes, with its boxes of a score of `score_thr` or more.
         """
         root = Path(self.dataset.data_prefix["img"])
-        for path, results in self._detections():
+        for path, results in self.pictures():
             if save_dir is not None:
                 target = save_dir / path.relative_to(root)
                 report.save_picture(path, results, self.classes, score_thr, target)
         return len(self.dataset)
 
     @torch.no_grad()
-    def _detections(self) -> Iterator[tuple[Path, list[Any]]]:
+    def pictures(self) -> Iterator[tuple[Path, list[Any]]]:
+        """This process's image files, each with the boxes of each class that are found in it."""
         rank, world_size = launch.rank_and_world_size()
         total = len(self.dataset)
         device = self.cfg.device
@@ -103,10 +105,6 @@ class Evaluation:
             return {}
         has_gts = all(map(annotations.has_gts, sources(self.cfg, ["test"])))
         return report.accuracy({name.rpartition("/")[2]: value for name, value in figures.items()}, has_gts)
-
-    def pictures(self) -> Iterator[tuple[Path, list[Any]]]:
-        """The image files, each with the boxes of each class that have been found in it."""
-        return self._detections()
 
 
 def by_class(instances: Any, classes: int) -> list[Any]:

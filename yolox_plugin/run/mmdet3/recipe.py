@@ -19,15 +19,6 @@ def counts_epochs(cfg: Config) -> bool:
     return "max_epochs" in cfg.train_cfg
 
 
-def length_of(args: argparse.Namespace, cfg: Config) -> dict[str, int]:
-    """How many epochs, or iterations, a run of this command has in all."""
-    if args.iterations:
-        return {"iter": args.iterations}
-    if not counts_epochs(cfg):
-        return {} if args.performance else {"iter": cfg.train_cfg.max_iters}
-    return {"epoch": args.epochs or (1 if args.performance else cfg.train_cfg.max_epochs)}
-
-
 def check_recipe(args: argparse.Namespace, cfg: Config) -> None:
     """Raises InputError for what mmengine's loops do not do, or do without a word."""
     for key in ("max_epochs" if counts_epochs(cfg) else "max_iters", "val_interval"):

@@ -20,13 +20,13 @@ from torch import nn
 
 from ...core.checkpoint import newest_checkpoint
 from .. import annotations, checks, folders, launch, report
-from ..configs import listed, text_of
+from ..configs import asked_lengths, heads_of, length_of, listed, text_of
 from ..messages import InputError, described
 from . import checks as parts
 from .config import load_config
 from .data import sources
 from .log import read_log
-from .recipe import check_recipe, counts_epochs, length_of, log_often, schedule
+from .recipe import check_recipe, counts_epochs, log_often, schedule
 
 
 def configure(args: argparse.Namespace) -> Config:
@@ -77,14 +77,14 @@ def check(args: argparse.Namespace, cfg: Config) -> None:
     checks.check_initial_weights(built.model, "load_from", cfg.load_from)
     newest = newest_checkpoint(work_dir) if args.resume else None
     if newest:
-        checks.check_resumable(built, "--resume", newest, length_of(args, cfg), labels)
+        checks.check_resumable(built, "--resume", newest, length_of(args, cfg.train_cfg), labels)
     elif cfg.resume and "://" not in cfg.load_from:
-        checks.check_resumable(built, "load_from", Path(cfg.load_from), length_of(args, cfg), labels)
+        checks.check_resumable(built, "load_from", Path(cfg.load_from), length_of(args, cfg.train_cfg), labels)
 
 
 def check_data(args: argparse.Namespace, cfg: Config, splits: Sequence[str]) -> dict[str, int]:
     """Each class's label; raises InputError for annotations and images that MMDetection cannot train on."""
-    return annotations.check_data(sources(cfg, splits), args.data_path.absolute(), parts.heads_of(cfg))
+    return annotations.check_data(sources(cfg, splits), args.data_path.absolute(), heads_of(cfg))
 
 
 class Enough(Exception):
@@ -163,9 +163,7 @@ class Training:
         by_epoch = counts_epochs(cfg)
         # Of a loader that never ends, as trainings without epochs have, an epoch is once through the data set.
         self.per_epoch: int = len(self.loader)
-        epochs, self.iterations = args.epochs, args.iterations
-        if args.performance and not epochs and not self.iterations:
-            epochs, self.iterations = (1, None) if by_epoch else (None, self.per_epoch)
+        epochs, self.iterations = asked_lengths(args, cfg.train_cfg, self.per_epoch)
         schedule(cfg, epochs, self.per_epoch)
         length = cfg.train_cfg.max_epochs * self.per_epoch if by_epoch else cfg.train_cfg.max_iters
         log_often(cfg, min(min(length, self.iterations or length) // 20, self.per_epoch))
@@ -178,8 +176,11 @@ class Training:
         work_dir = Path(cfg.work_dir)
         if cfg.get("channels_last"):
             self.model.to(memory_format=torch.channels_last)
-        labels = list(annotations.labels_of(sources(cfg, ["train"])))
-        hooks = [*cfg.custom_hooks, {"type": "LabelsHook", "labels": labels}, {"type": "SharedNormsHook"}]
+        is_main = self.rank == 0
+        hooks = [*cfg.custom_hooks, {"type": "SharedNormsHook"}]
+        if is_main:  # the others write no checkpoints
+            labels = list(annotations.labels_of(sources(cfg, ["train"])))
+            hooks.append({"type": "LabelsHook", "labels": labels})
         if self.iterations:
             hooks.append({"type": "StopHook", "iterations": self.iterations})
         given = {name: cfg[name] for name in inspect.signature(Runner).parameters if name in cfg}
@@ -198,7 +199,6 @@ class Training:
         runner.logger.info(", ".join(f"{name} {value}" for name, value in report.versions().items()))
         with contextlib.suppress(Enough):
             runner.train()
-        is_main = self.rank == 0
         by_epoch = counts_epochs(cfg)
         return report.Outcome(
             batch_size=cfg.train_dataloader.get("batch_size", 1),
@@ -206,5 +206,5 @@ class Training:
             iterations=args.iterations or cfg.train_cfg.get("max_iters"),
             seed=runner.seed,
             log=read_log(work_dir, self.per_epoch if by_epoch else None) if is_main else [],
-            has_gts=cfg.val_dataloader is not None and all(map(annotations.has_gts, sources(cfg, ["val"]))),
+            has_gts=is_main and cfg.val_dataloader is not None and all(map(annotations.has_gts, sources(cfg, ["val"]))),
         )
