@@ -18,11 +18,6 @@ def on_gpu(value):
     return type(value)(map(on_gpu, value)) if isinstance(value, (list, tuple)) else value
 
 
-def on_cpu(value):
-    """Tensors, also in lists and tuples, on the CPU."""
-    return value.cpu() if isinstance(value, torch.Tensor) else type(value)(map(on_cpu, value))
-
-
 @contextlib.contextmanager
 def no_waits():
     """A block in which it is an error if the host waits for the GPU, as far as torch notices."""

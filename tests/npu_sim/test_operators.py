@@ -3,9 +3,10 @@
 import pytest
 import torch
 from device import recorded
+from devices import on_cpu, random_boxes, same_assignment
 
 import yolox_ops
-from yolox_ops import _C, reference
+from yolox_ops import _C
 
 KINDS = ("trained", "untrained", "ties", "strange")
 
@@ -16,23 +17,6 @@ def on_npu(value):
     if isinstance(value, dict):
         return {key: on_npu(item) for key, item in value.items()}
     return type(value)(map(on_npu, value)) if isinstance(value, (list, tuple)) else value
-
-
-def on_cpu(value):
-    return value.cpu() if isinstance(value, torch.Tensor) else type(value)(map(on_cpu, value))
-
-
-def random_boxes(seed, n, strange=False):
-    g = torch.Generator().manual_seed(seed)
-    xy = torch.rand(n, 2, generator=g) * 80
-    boxes = torch.cat([xy, xy + torch.rand(n, 2, generator=g) * 40 - 4], 1)  # some are inverted
-    boxes[::7] = boxes[:1].clone()
-    if strange:
-        values = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e18, 0.0])
-        flat = boxes.view(-1)
-        where = torch.randint(max(len(flat), 1), (n // 3,), generator=g)
-        flat[where] = values[torch.randint(len(values), where.shape, generator=g)]
-    return boxes
 
 
 def test_this_build_has_the_backend():
@@ -66,21 +50,6 @@ def test_box_iou_gradient(mode, aligned):
         (iou * move(weights)).sum().backward()
         pairs.append([leaf.grad.cpu() for leaf in leaves])
     torch.testing.assert_close(pairs[1], pairs[0], rtol=1e-4, atol=1e-6)
-
-
-def same_assignment(case, ours, theirs):
-    """Equal but where two costs that compete for a place are equal up to rounding."""
-    for b, prior in (ours[0] != theirs[0]).nonzero().tolist():
-        n = int(case["num_gts"][b])
-        cost, _ = reference.simota_cost(
-            case["scores"][b], case["centers"], case["boxes"][b], case["gt_boxes"][b, :n], case["gt_labels"][b, :n]
-        )
-        for owner in {int(ours[0][b, prior]), int(theirs[0][b, prior])} - {-1}:
-            rivals = torch.cat([cost[:, owner], cost[prior]])
-            close = (rivals - cost[prior, owner]).abs() <= 1e-5 * cost[prior, owner].abs() + 1e-4
-            assert close.sum() > 2, (b, prior, owner)  # more than the two times that it is itself
-    same = ours[0] == theirs[0]
-    torch.testing.assert_close(ours[1][same], theirs[1][same], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,26 +3,14 @@ nothing."""
 
 import pytest
 import torch
-from gpu import needs_gpu, no_waits, on_cpu, on_gpu
+from devices import on_cpu, random_boxes, same_assignment
+from gpu import needs_gpu, no_waits, on_gpu
 
 import yolox_ops
-from yolox_ops import SimOTAParameters, reference
+from yolox_ops import SimOTAParameters
 
 pytestmark = needs_gpu
 KINDS = ("trained", "untrained", "ties", "strange")
-
-
-def random_boxes(seed, n, strange=False):
-    g = torch.Generator().manual_seed(seed)
-    xy = torch.rand(n, 2, generator=g) * 80
-    boxes = torch.cat([xy, xy + torch.rand(n, 2, generator=g) * 40 - 4], 1)  # some are inverted
-    boxes[::7] = boxes[:1].clone()
-    if strange:
-        values = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e18, 0.0])
-        flat = boxes.view(-1)
-        where = torch.randint(max(len(flat), 1), (n // 3,), generator=g)
-        flat[where] = values[torch.randint(len(values), where.shape, generator=g)]
-    return boxes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
@@ -58,22 +46,6 @@ def test_autocast_computes_in_float32(lower):
     a, b = on_gpu((random_boxes(1, 5).to(lower), random_boxes(2, 6).to(lower)))
     with torch.autocast("cuda", lower):
         assert yolox_ops.box_iou(a, b).dtype == torch.float32
-
-
-def same_assignment(case, ours, theirs):
-    """Equal but where two costs that compete for a place are equal up to rounding."""
-    for b, prior in (ours[0] != theirs[0]).nonzero().tolist():
-        n = int(case["num_gts"][b])
-        cost, _ = reference.simota_cost(
-            case["scores"][b], case["centers"], case["boxes"][b], case["gt_boxes"][b, :n], case["gt_labels"][b, :n]
-        )
-        for owner in {int(ours[0][b, prior]), int(theirs[0][b, prior])} - {-1}:
-            rivals = torch.cat([cost[:, owner], cost[prior]])
-            close = (rivals - cost[prior, owner]).abs() <= 1e-5 * cost[prior, owner].abs() + 1e-4
-            assert close.sum() > 2, (b, prior, owner)  # more than the two times that it is itself
-    same = ours[0] == theirs[0]
-    torch.testing.assert_close(ours[1][same], theirs[1][same], rtol=1e-5, atol=1e-6)
-    return int((~same).sum())
 
 
 @pytest.mark.parametrize("kind", KINDS)
