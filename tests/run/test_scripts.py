@@ -115,6 +115,34 @@ def test_two_processes_train_as_one_does(script, tmp_path):
                                    msg=lambda m, n=name: f"{n}: {m}")  # fmt: skip
 
 
+LEAVES = """
+import atexit, os, sys
+
+@atexit.register
+def _():
+    if "RANK" in os.environ:
+        distributed = sys.modules["torch.distributed"]
+        state = "joined" if distributed.is_initialized() else "left"
+        print("rank", os.environ["RANK"], "at its end:", state, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_leave_their_group(script, tmp_path):
+    """Python's end aborts a process of which a thread of gloo's still holds a tensor."""
+    (tmp_path / "sitecustomize.py").write_text(LEAVES)
+    environment = ENV | {"PYTHONPATH": os.pathsep.join([str(tmp_path), ENV.get("PYTHONPATH", "")])}
+
+    def check(name, *options):
+        process = script(name, "--devices=2", "--batch_size=2", *options, environment=environment)
+        assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
+        ends = [line for line in process.stdout.splitlines() if "at its end" in line]
+        assert sorted(ends) == ["rank 0 at its end: left", "rank 1 at its end: left"]
+
+    check("train_full_8p.sh", "--epochs=1", f"--work_dir={tmp_path / 'run'}")
+    check("test_8p.sh", f"--pth-path={newest_checkpoint(tmp_path / 'run')}", "--work_dir=test")
+
+
 def rank_of(work_dir, rank):
     """The process of a rank that trains in this folder; None while there is none."""
     for folder in Path("/proc").iterdir():

@@ -77,12 +77,12 @@ def check(args: argparse.Namespace, cfg: Any) -> None:
 def test(args: argparse.Namespace, cfg: Any) -> None:
     """One process of an evaluation, from the process group to result.json."""
     start = time.time()
-    rank, world_size = launch.join(cfg.device)
-    evaluation = host.Evaluation(cfg, args.pth_path, args.batch_size)
-    begin = time.perf_counter()
-    found = evaluation.detect(args.save_dir, args.score_thr)
-    seconds = time.perf_counter() - begin
-    figures = evaluation.figures(found)
+    with launch.joined(cfg.device) as (rank, world_size):
+        evaluation = host.Evaluation(cfg, args.pth_path, args.batch_size)
+        begin = time.perf_counter()
+        found = evaluation.detect(args.save_dir, args.score_thr)
+        seconds = time.perf_counter() - begin
+        figures = evaluation.figures(found)
     if rank > 0:
         return
     work_dir = Path(cfg.work_dir)

@@ -1,10 +1,11 @@
 """Several processes of a command, through torchrun."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from .messages import InputError
 from .options import TORCHRUN_OPTIONS
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
@@ -22,15 +24,24 @@ def is_child() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def join(device: str) -> tuple[int, int]:
-    """Joins the other processes that torchrun started, if there are any; the rank and how many they are."""
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[tuple[int, int]]:
+    """With the other processes that torchrun started, if there are any: the rank and how many they are."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
-        return 0, 1
+        yield 0, 1
+        return
     if device != "cpu":
         getattr(torch, device).set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(BACKENDS[device])
-    return dist.get_rank(), world_size
+    # A thread of gloo's that still holds a tensor when Python ends aborts the process (pytorch/pytorch#190489).
+    try:
+        yield dist.get_rank(), world_size
+        dist.barrier()  # DistributedDataParallel keeps its group, and that its threads, beyond what comes next
+    except InputError:
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def rank_and_world_size() -> tuple[int, int]:

@@ -92,13 +92,13 @@ def train(args: argparse.Namespace, cfg: Any, start: float, resume: bool) -> Non
     Raises:
         InputError: for what shows only in the data set; nothing has been written then.
     """
-    rank, world_size = launch.join(cfg.device)
     work_dir = Path(cfg.work_dir)
-    training = host.Training(args, cfg)
-    with claimed(work_dir, resume, training.text) if rank == 0 else contextlib.nullcontext():
-        outcome = training.run(agreed(newest_checkpoint(work_dir)) if resume else None)
-        if rank == 0:
-            finish(args, cfg, outcome, world_size, time.time() - start)
+    with launch.joined(cfg.device) as (rank, world_size):
+        training = host.Training(args, cfg)
+        with claimed(work_dir, resume, training.text) if rank == 0 else contextlib.nullcontext():
+            outcome = training.run(agreed(newest_checkpoint(work_dir)) if resume else None)
+            if rank == 0:
+                finish(args, cfg, outcome, world_size, time.time() - start)
 
 
 def agreed(value: Any) -> Any:
