@@ -82,6 +82,8 @@ measure: .venv/full .venv-npu/ready
 	$(BIN)/python benchmarks/ops_bench.py --json docs/figures/ops.json
 	PYTHONPATH=.venv/libreyolo $(BIN)/python benchmarks/train_bench.py --profile --json docs/figures/train.json
 	$(BIN)/python benchmarks/pipeline_bench.py --json docs/figures/pipeline.json
+	$(MMDET3) $(BIN)/python benchmarks/train_bench.py --profile --json docs/figures/train_mmdet3.json
+	$(MMDET3) $(BIN)/python benchmarks/pipeline_bench.py --json docs/figures/pipeline_mmdet3.json
 	$(SIMULATED) .venv-npu/bin/python -P benchmarks/npu_launch_bench.py --json docs/figures/npu.json
 	$(MAKE) figures
 

@@ -119,6 +119,8 @@ def npu_table(data: Data) -> str:
 TABLES: dict[str, tuple[str, Callable[[Data], str]]] = {
     "train": ("training.md", train_tables),
     "pipeline": ("training.md", pipeline_table),
+    "train_mmdet3": ("mmdet3.md", train_tables),
+    "pipeline_mmdet3": ("mmdet3.md", pipeline_table),
     "npu": ("npu.md", npu_table),
 }
 CHARTS: dict[str, tuple[str, Callable[[Path, Data], None]]] = {

@@ -35,15 +35,15 @@ def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images") / "odd", SHAPES)
 
 
-def standard(size=96, mosaic=None, affine=None, mixup=None):
+def standard(size=96, mosaic=None, affine=None, mixup=None, hsv=None, flip=None):
     """The standard config's pipeline at another size, with options of its steps changed."""
     scale = (size, size)
     return [
         {"type": "Mosaic", "img_scale": scale, "pad_val": 114.0, **(mosaic or {})},
         {"type": "RandomAffine", "scaling_ratio_range": (0.1, 2), "border": (-size // 2, -size // 2), **(affine or {})},
         {"type": "MixUp", "img_scale": scale, "ratio_range": (0.8, 1.6), "pad_val": 114.0, **(mixup or {})},
-        {"type": "YOLOXHSVRandomAug"},
-        {"type": "RandomFlip", "flip_ratio": 0.5},
+        {"type": "YOLOXHSVRandomAug", **(hsv or {})},
+        {"type": "RandomFlip", "flip_ratio": 0.5, **(flip or {})},
         {"type": "Resize", "img_scale": scale, "keep_ratio": True},
         {"type": "Pad", "pad_to_square": True, "pad_val": {"img": (114.0, 114.0, 114.0)}},
         {"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False},
@@ -113,6 +113,8 @@ OPTIONS = {
     "whole levels": {"mixup": {"pad_val": 114}},  # which MMDetection then enlarges in uint8
     "strong": {"affine": {"max_rotate_degree": 80.0, "max_shear_degree": 30.0, "max_translate_ratio": 0.9,
                           "border_val": (1, 2, 250)}},
+    "all flips": {"flip": {"flip_ratio": [0.3, 0.3, 0.3], "direction": ["horizontal", "vertical", "diagonal"]}},
+    "all colours": {"hsv": {"hue_delta": 200, "saturation_delta": 300, "value_delta": 300}},
 }  # fmt: skip
 
 

@@ -15,15 +15,15 @@ from yolox_plugin.mmdet3.dataset import MultiImageMixDataset
 STOCK = {ours.__name__: ours.__bases__[0] for _, ours in PARTS["PIPELINE"]}
 
 
-def standard(size=(96, 96), mosaic=None, affine=None, mixup=None):
+def standard(size=(96, 96), mosaic=None, affine=None, mixup=None, hsv=None, flip=None):
     """The standard config's pipeline at another size (width, height), with options of its steps changed."""
     border = (-size[0] // 2, -size[1] // 2)
     return [
         {"type": "Mosaic", "img_scale": size, "pad_val": 114.0, **(mosaic or {})},
         {"type": "RandomAffine", "scaling_ratio_range": (0.1, 2), "border": border, **(affine or {})},
         {"type": "MixUp", "img_scale": size, "ratio_range": (0.8, 1.6), "pad_val": 114.0, **(mixup or {})},
-        {"type": "YOLOXHSVRandomAug"},
-        {"type": "RandomFlip", "prob": 0.5},
+        {"type": "YOLOXHSVRandomAug", **(hsv or {})},
+        {"type": "RandomFlip", "prob": 0.5, **(flip or {})},
         {"type": "Resize", "scale": size, "keep_ratio": True},
         {"type": "Pad", "pad_to_square": True, "pad_val": {"img": (114.0, 114.0, 114.0)}},
         {"type": "FilterAnnotations", "min_gt_bbox_wh": (1, 1), "keep_empty": False},

@@ -30,6 +30,8 @@ OPTIONS = {
     "whole levels": {"mixup": {"pad_val": 114}},  # which MMDetection then enlarges in uint8
     "strong": {"affine": {"max_rotate_degree": 80.0, "max_shear_degree": 30.0, "max_translate_ratio": 0.9,
                           "border_val": (1, 2, 250)}},
+    "all flips": {"flip": {"prob": [0.3, 0.3, 0.3], "direction": ["horizontal", "vertical", "diagonal"]}},
+    "all colours": {"hsv": {"hue_delta": 200, "saturation_delta": 300, "value_delta": 300}},
 }  # fmt: skip
 
 

@@ -41,3 +41,9 @@ def clip(boxes: Array, width: int, height: int) -> None:
     """Cuts boxes (x1, y1, x2, y2) to a picture, in place."""
     boxes[:, 0::2] = boxes[:, 0::2].clip(0, width)
     boxes[:, 1::2] = boxes[:, 1::2].clip(0, height)
+
+
+def reach_into(boxes: Array, width: int, height: int) -> Array:
+    """Which of the boxes `[N, 4]` (x1, y1, x2, y2) have a part in a picture."""
+    inside: Array = (boxes[:, 0] < width) & (boxes[:, 1] < height) & (boxes[:, 2] > 0) & (boxes[:, 3] > 0)
+    return inside

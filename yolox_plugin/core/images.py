@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 
 Array = np.ndarray[Any, Any]
@@ -39,6 +40,27 @@ def is_colour(image: Any) -> bool:
     """Whether an array, or what stands for one, is [height, width, 3] uint8."""
     is_image = isinstance(image, (np.ndarray, Deferred))
     return is_image and image.dtype == np.uint8 and len(image.shape) == 3 and image.shape[2] == 3
+
+
+def unmirrored(image: Any) -> Any:
+    """The same pixels, in memory from left to right and top to bottom; anything but a mirrored colour image as it is.
+
+    OpenCV and torch have a mirrored view copied by numpy, which goes from pixel to pixel."""
+    if not (isinstance(image, np.ndarray) and is_colour(image)):
+        return image
+    down, right = (stride < 0 for stride in image.strides[:2])
+    if not (down or right):
+        return image
+    stored = image[:: -1 if down else 1, :: -1 if right else 1]
+    return cv2.flip(stored, -1 if down and right else int(right))
+
+
+def in_planes(image: Array) -> Array:
+    """The same pixels, in memory channel after channel: a transposition to [channels, height, width] copies nothing."""
+    planes = np.empty((image.shape[2], *image.shape[:2]), image.dtype)
+    cv2.split(image, list(planes))
+    image = planes.transpose(1, 2, 0)
+    return image
 
 
 class DecodedImage(Deferred):

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import get_worker_info
 
 from .cache import ImageCache, file_stamp
-from .images import Decode, DecodedImage, Deferred, EncodedImage, Results, decode
+from .images import Decode, DecodedImage, Deferred, EncodedImage, Results, decode, in_planes, is_colour, unmirrored
 from .workers import Announcements
 
 
@@ -50,6 +50,8 @@ class Mixing:
     _deferring: Collection[type]
     # Steps that need no copy of a sample: they write to no pixels, and those that may return None write to nothing.
     _gentle: Collection[type]
+    # The step that makes a tensor of the image.
+    _formatting: type
 
     _announcements: Announcements
     _cache: ImageCache | None
@@ -113,11 +115,15 @@ class Mixing:
         """One step, which is asked again if it has nothing to give."""
         if type(transform) not in self._deferring:
             decode(sample)
+        if type(transform) is self._formatting and is_colour(sample.get("img")):
+            sample["img"] = in_planes(sample["img"])
         for _ in range(self.max_refetch):
             # Asked again, a step has to find the sample as it was: the dictionary is its own in any case.
             given = dict(sample) if type(transform) in self._gentle else copy.deepcopy(sample)
             result: Results | None = transform(given)
             if result is not None:
+                if type(transform) in self._gentle and "img" in result:
+                    result["img"] = unmirrored(result["img"])
                 return result
         raise RuntimeError(f"{self.max_refetch} times, {type(transform).__name__} returned None for a sample")
 

@@ -197,6 +197,7 @@ class MultiImageMixDataset(StockMultiImageMixDataset, Mixing, TrainingPart):
 
     _deferring = frozenset({Mosaic, RandomAffine, MixUp, YOLOXHSVRandomAug})
     _gentle = _deferring | {RandomFlip, Resize, Pad, FilterAnnotations, DefaultFormatBundle, Collect}
+    _formatting = DefaultFormatBundle
 
     def __init__(
         self,

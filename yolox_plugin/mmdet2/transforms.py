@@ -3,7 +3,6 @@ same pixels within a grey level. Inputs are left as they are, so that nobody has
 
 import mmcv
 import numpy as np
-from mmdet.core import find_inside_bboxes
 from mmdet.datasets.pipelines import MixUp as StockMixUp
 from mmdet.datasets.pipelines import Mosaic as StockMosaic
 from mmdet.datasets.pipelines import RandomAffine as StockRandomAffine
@@ -33,7 +32,7 @@ class Mosaic(StockMosaic):
             affine.clip(boxes, 2 * width, 2 * height)
         if not self.skip_filter:
             boxes, labels = self._filter_box_candidates(boxes, labels)
-        inside = find_inside_bboxes(boxes, 2 * height, 2 * width)
+        inside = affine.reach_into(boxes, 2 * width, 2 * height)
         return results | {
             "img": image if isinstance(results["img"], Deferred) else image.pixels(),
             "img_shape": image.shape,
@@ -71,7 +70,7 @@ class RandomAffine(StockRandomAffine):
             moved = affine.warp_boxes(boxes, matrix)
             if self.bbox_clip_border:
                 affine.clip(moved, width, height)
-            valid = find_inside_bboxes(moved, height, width)
+            valid = affine.reach_into(moved, width, height)
             if not self.skip_filter:
                 valid &= self.filter_gt_bboxes(boxes * ratio, moved)
             results[key] = moved[valid]
@@ -112,7 +111,7 @@ class MixUp(StockMixUp):
             moved, labels = moved[keep], labels[keep]
         boxes = np.concatenate((results["gt_bboxes"], moved))
         labels = np.concatenate((results["gt_labels"], labels))
-        inside = find_inside_bboxes(boxes, *size)
+        inside = affine.reach_into(boxes, *size[::-1])
         return results | {
             "img": mixed,
             "img_shape": mixed.shape,
@@ -122,7 +121,7 @@ class MixUp(StockMixUp):
 
 
 class YOLOXHSVRandomAug(StockYOLOXHSVRandomAug):
-    """The stock class, by a table for each channel."""
+    """The stock class, without leaving 8 bits."""
 
     def __call__(self, results: Results) -> Results:
         image = pixels(results["img"])

@@ -76,6 +76,7 @@ class MultiImageMixDataset(StockMultiImageMixDataset, Mixing, TrainingPart):
 
     _deferring = frozenset({Mosaic, RandomAffine, MixUp, YOLOXHSVRandomAug})
     _gentle = _deferring | {RandomFlip, Resize, Pad, FilterAnnotations, PackDetInputs}
+    _formatting = PackDetInputs
 
     def __init__(
         self,

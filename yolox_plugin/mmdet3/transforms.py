@@ -5,6 +5,7 @@ import copy
 
 import mmcv
 import numpy as np
+import torch
 from mmdet.datasets.transforms import MixUp as StockMixUp
 from mmdet.datasets.transforms import Mosaic as StockMosaic
 from mmdet.datasets.transforms import RandomAffine as StockRandomAffine
@@ -14,7 +15,7 @@ from numpy import random
 
 from ..core import affine, mixup, mosaic
 from ..core.hsv import shift_hsv
-from ..core.images import Deferred, Results, decode, is_colour, pixels
+from ..core.images import Array, Deferred, Results, decode, is_colour, pixels
 from ..patches import has_own
 
 LABELS = ("gt_bboxes_labels", "gt_ignore_flags")
@@ -42,12 +43,12 @@ def _for_stock(sample: Results) -> Results:
     return copy.deepcopy(own)
 
 
-def _inside(boxes: list[HorizontalBoxes], samples: list[Results], size: tuple[int, int]) -> Results:
-    """The boxes of all samples that reach into a picture of `size` (height, width), with their labels and flags."""
-    joined = boxes[0].cat(boxes)
-    inside = joined.is_inside(size).numpy()
+def _inside(boxes: Array, samples: list[Results], size: tuple[int, int]) -> Results:
+    """Of the boxes of all samples those that reach into a picture of `size` (height, width), with their labels and
+    flags."""
+    inside = affine.reach_into(boxes, *size[::-1])
     labels = {key: np.concatenate([sample[key] for sample in samples])[inside] for key in LABELS}
-    return {"gt_bboxes": joined[inside], **labels}
+    return {"gt_bboxes": HorizontalBoxes(torch.from_numpy(boxes[inside]), clone=False), **labels}
 
 
 class Mosaic(StockMosaic):
@@ -68,12 +69,10 @@ class Mosaic(StockMosaic):
             mmcv.imresize,
         )  # fmt: skip
         size = (2 * height, 2 * width)
-        boxes = [sample["gt_bboxes"].clone() for sample in samples]
-        for moved, move in zip(boxes, moves, strict=True):
-            moved.rescale_((move.scale, move.scale))
-            moved.translate_((move.x, move.y))
-            if self.bbox_clip_border:
-                moved.clip_(size)
+        moved = [move(sample["gt_bboxes"].numpy()) for move, sample in zip(moves, samples, strict=True)]
+        boxes = np.concatenate(moved)
+        if self.bbox_clip_border:
+            affine.clip(boxes, *size[::-1])
         return results | {
             "img": image if isinstance(results["img"], Deferred) else image.pixels(),
             "img_shape": image.shape[:2],
@@ -99,7 +98,7 @@ class RandomAffine(StockRandomAffine):
             boxes.project_(matrix)
             if self.bbox_clip_border:
                 boxes.clip_((height, width))
-            results |= _inside([boxes], [results], (height, width))
+            results |= _inside(boxes.numpy(), [results], (height, width))
         return results
 
 
@@ -126,24 +125,19 @@ class MixUp(StockMixUp):
         other, scale = mixup.fitted(other, canvas, mmcv.imresize)
         drawn = mixup.Draw(factor, is_flipped, (y, x))
         mixed = mixup.blend(image, other, canvas, drawn, pad_val=int(level), beyond=int(level))
-        boxes = partner["gt_bboxes"].clone()
-        boxes.rescale_((scale * factor, scale * factor))
-        if self.bbox_clip_border:
-            boxes.clip_(scaled)
-        if is_flipped:
-            boxes.flip_(scaled)
-        boxes.translate_((-x, -y))
-        if self.bbox_clip_border:
-            boxes.clip_(size)
+        _, moved = mixup.move_boxes(
+            partner["gt_bboxes"].numpy(), scale * factor, canvas, drawn, size, self.bbox_clip_border
+        )
+        boxes = np.concatenate((results["gt_bboxes"].numpy(), moved))
         return results | {
             "img": mixed,
             "img_shape": mixed.shape[:2],
-            **_inside([results["gt_bboxes"], boxes], [results, partner], size),
+            **_inside(boxes, [results, partner], size),
         }
 
 
 class YOLOXHSVRandomAug(StockYOLOXHSVRandomAug):
-    """The stock class, by a table for each channel."""
+    """The stock class, without leaving 8 bits."""
 
     def transform(self, results: Results) -> Results:
         """See the stock class."""
