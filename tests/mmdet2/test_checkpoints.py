@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import zipfile
 from pathlib import Path
 
@@ -305,6 +306,23 @@ def test_an_unsafe_checkpoint_is_an_error_and_not_an_older_epoch(tmp_path, monke
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     resumed.resume(str(tmp_path / "latest.pth"))
     assert resumed.epoch == 2
+
+
+@pytest.mark.parametrize("trusted", ["0", "1"])
+def test_what_cannot_be_read_without_mmengine_says_how_to_get_the_weights(tmp_path, monkeypatch, trusted):
+    """MMDetection 3's checkpoints hold histories of logged values."""
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    exec("class HistoryBuffer: pass", module.__dict__)
+    packages = [types.ModuleType(name) for name in ("mmengine", "mmengine.logging")]
+    for package in packages:
+        package.__path__ = []
+    with monkeypatch.context() as there:
+        for part in (*packages, module):
+            there.setitem(sys.modules, part.__name__, part)
+        torch.save({"state_dict": {}, "message_hub": module.HistoryBuffer()}, tmp_path / "x.pth")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", trusted)
+    with pytest.raises(UnsafeCheckpoint, match="holds objects of mmengine, which is not installed here; where it is"):
+        read_checkpoint(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before torch 1.6"])

@@ -2,6 +2,7 @@
 that each is whole or absent."""
 
 import contextlib
+import importlib.util
 import os
 import pickle
 import pickletools
@@ -28,7 +29,7 @@ class DamagedCheckpoint(ValueError):
 
 
 class UnsafeCheckpoint(ValueError):
-    """The file is whole, but holds types that torch does not load without the user's word."""
+    """The file is whole, but holds types that torch does not load without the user's word, or that are not here."""
 
 
 def numpy_allowed() -> contextlib.AbstractContextManager[Any]:
@@ -76,7 +77,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with numpy_allowed():
             content = torch.load(path, map_location="cpu")
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, ModuleNotFoundError) as error:
+        absent = error.name if isinstance(error, ModuleNotFoundError) else _absent_host(error)
+        if absent is not None:
+            raise UnsafeCheckpoint(
+                f"{path} holds objects of {absent}, which is not installed here; where it is, save the weights alone:"
+                ' torch.save({"state_dict": torch.load(path, weights_only=False)["state_dict"]}, new_path)'
+            ) from error
         raise UnsafeCheckpoint(
             f"{path} is whole, but torch does not load it without your word; if you trust whoever made it, set"
             f" TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1, or follow torch: {_one_line(error)}"
@@ -105,6 +112,11 @@ def _is_whole_legacy(path: Path) -> bool:
         except ValueError:
             return False
     return True
+
+
+def _absent_host(error: Exception) -> str | None:
+    """mmengine, if torch refuses one of its classes, as of MMDetection 3's checkpoints, where it is not installed."""
+    return "mmengine" if "mmengine." in str(error) and importlib.util.find_spec("mmengine") is None else None
 
 
 def _one_line(error: Exception) -> str:

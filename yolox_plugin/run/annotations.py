@@ -199,7 +199,7 @@ def check_classes(source: Source, categories: Sequence[dict[str, Any]], heads: i
     if not labels:
         raise InputError(
             f"{path} has none of the config's {len(wanted)} classes ({wanted[0]}, ...) but"
-            f" {in_words(sorted(found))}: name a --config with these `classes`"
+            f" {in_words(sorted(found))}: name a --config whose data sets have these `classes`"
         )
     _refuse(path, [f"{count} categories are named {name}" for name, count in Counter(labels).items() if count > 1])
     if heads not in (None, len(wanted)):
