@@ -30,11 +30,31 @@ def trainings_in(work_dir):
     return [line for line in log_of(work_dir) if line["mode"] == "train"]
 
 
+# Python's end aborts a process of which a thread of gloo's still holds a tensor: each has to leave its group before.
+LEAVES = """
+import atexit, os, sys
+
+@atexit.register
+def _():
+    if "RANK" in os.environ:
+        distributed = sys.modules["torch.distributed"]
+        state = "joined" if distributed.is_initialized() else "left"
+        sys.stdout.write("rank " + os.environ["RANK"] + " at its end: " + state + "\\n")  # in one piece
+"""
+
+
+def check_ends(process, devices):
+    ends = sorted(line for line in process.stdout.splitlines() if "at its end" in line)
+    assert ends == [f"rank {rank} at its end: left" for rank in range(devices) if devices > 1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_full_training_and_evaluation(script, learned, tmp_path, devices):
     """Of a network that has learned something, so that the figures are not those of nothing."""
     data, config, learned_weights = learned
+    (tmp_path / "sitecustomize.py").write_text(LEAVES)
+    environment = ENV | {"PYTHONPATH": os.pathsep.join([str(tmp_path), ENV.get("PYTHONPATH", "")])}
     several = [f"--devices={devices}", f"--batch_size={4 // devices}"] if devices > 1 else []
     common = [f"--data-path={data}", f"--config={config}"]
     options = [
@@ -45,7 +65,9 @@ def test_full_training_and_evaluation(script, learned, tmp_path, devices):
         f"load_from={learned_weights}",
     ]
     name = "train_full_8p.sh" if devices > 1 else "train_full_1p.sh"
-    trained = finished(script(name, *common, *several, *options), tmp_path / "run")
+    process = script(name, *common, *several, *options, environment=environment)
+    trained = finished(process, tmp_path / "run")
+    check_ends(process, devices)
     assert (trained["devices"], trained["epochs"], trained["device"]) == (devices, 3, "cpu")
     assert trained["images_per_second"]["median"] > 0
     assert trained["images_per_second"]["measurements"] > 1
@@ -60,8 +82,9 @@ def test_full_training_and_evaluation(script, learned, tmp_path, devices):
 
     name = "test_8p.sh" if devices > 1 else "test_1p.sh"
     options = [f"--pth_path={checkpoint}", "--work_dir=test", "--batch_size=2", "--save-dir=pictures", *several[:1]]
-    process = script(name, *common, *options, "--score-thr=0")
+    process = script(name, *common, *options, "--score-thr=0", environment=environment)
     tested = finished(process, tmp_path / "test")
+    check_ends(process, devices)
     assert (tested["devices"], tested["images"]) == (devices, 4)
     for key in report.FIGURES:  # batches and norms in another order
         assert tested[key] == pytest.approx(trained[key], abs=5e-4), key
@@ -113,34 +136,6 @@ def test_two_processes_train_as_one_does(script, tmp_path):
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=small.WEIGHTS_ATOL,
                                    msg=lambda m, n=name: f"{n}: {m}")  # fmt: skip
-
-
-LEAVES = """
-import atexit, os, sys
-
-@atexit.register
-def _():
-    if "RANK" in os.environ:
-        distributed = sys.modules["torch.distributed"]
-        state = "joined" if distributed.is_initialized() else "left"
-        print("rank", os.environ["RANK"], "at its end:", state, flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_processes_leave_their_group(script, tmp_path):
-    """Python's end aborts a process of which a thread of gloo's still holds a tensor."""
-    (tmp_path / "sitecustomize.py").write_text(LEAVES)
-    environment = ENV | {"PYTHONPATH": os.pathsep.join([str(tmp_path), ENV.get("PYTHONPATH", "")])}
-
-    def check(name, *options):
-        process = script(name, "--devices=2", "--batch_size=2", *options, environment=environment)
-        assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
-        ends = [line for line in process.stdout.splitlines() if "at its end" in line]
-        assert sorted(ends) == ["rank 0 at its end: left", "rank 1 at its end: left"]
-
-    check("train_full_8p.sh", "--epochs=1", f"--work_dir={tmp_path / 'run'}")
-    check("test_8p.sh", f"--pth-path={newest_checkpoint(tmp_path / 'run')}", "--work_dir=test")
 
 
 def rank_of(work_dir, rank):
