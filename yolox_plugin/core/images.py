@@ -45,7 +45,8 @@ def is_colour(image: Any) -> bool:
 def unmirrored(image: Any) -> Any:
     """The same pixels, in memory from left to right and top to bottom; anything but a mirrored colour image as it is.
 
-    OpenCV and torch have a mirrored view copied by numpy, which goes from pixel to pixel."""
+    OpenCV and torch have a mirrored view copied by numpy, which goes from pixel to pixel.
+    """
     if not (isinstance(image, np.ndarray) and is_colour(image)):
         return image
     down, right = (stride < 0 for stride in image.strides[:2])

@@ -34,10 +34,11 @@ def joined(device: str) -> Iterator[tuple[int, int]]:
     if device != "cpu":
         getattr(torch, device).set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(BACKENDS[device])
-    # A thread of gloo's that still holds a tensor when Python ends aborts the process (pytorch/pytorch#190489).
+    # A thread of gloo's that still holds a tensor when Python ends aborts the process (pytorch/pytorch#190489). After
+    # an error that ends this process alone, leaving might wait for the others for ever.
     try:
         yield dist.get_rank(), world_size
-        dist.barrier()  # DistributedDataParallel keeps its group, and that its threads, beyond what comes next
+        dist.barrier()  # DistributedDataParallel never frees its group: the group's threads must have no work left
     except InputError:
         dist.destroy_process_group()
         raise
