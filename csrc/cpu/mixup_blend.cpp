@@ -47,17 +47,19 @@ void blend(uint8_t* out, const uint8_t* image, int64_t height, int64_t width, co
   const int64_t columns = std::clamp<int64_t>(scaled[1] - offset[1], 0, width);
   const Axis y(canvas[0], scaled[0], ipp, true), x(canvas[1], scaled[1], ipp, false);
   const int64_t values = 3 * columns;
-  std::vector<int32_t> first(values), second(values);
-  std::vector<double> keep(values), take(values);
-  for (int64_t k = 0; k < values; ++k) {
-    const int64_t position = offset[1] + k / 3, at = flip ? scaled[1] - 1 - position : position;
-    first[k] = 3 * x.first[at] + k % 3;
-    second[k] = 3 * x.second[at] + k % 3;
+  std::vector<int64_t> first(columns), second(columns);
+  std::vector<double> keep(columns), take(columns);
+  for (int64_t k = 0; k < columns; ++k) {
+    const int64_t position = offset[1] + k, at = flip ? scaled[1] - 1 - position : position;
+    first[k] = 3 * x.first[at];
+    second[k] = 3 * x.second[at];
     keep[k] = x.keep[at];
     take[k] = x.take[at];
   }
-  // Two rows of the canvas at a time, enlarged along x: an even one and an odd one.
-  std::vector<double> wide(3 * canvas[1]), even(values), odd(values);
+  // Two rows of the canvas at a time, enlarged along x: an even one and an odd one. A pixel is read and
+  // written as four values, which fill a register; the next pixel overwrites the fourth, and there is room
+  // for the last one's.
+  std::vector<double> wide(3 * canvas[1] + 1), even(values + 1), odd(values + 1);
   int64_t even_row = -1, odd_row = -1;
   const auto enlarged = [&](int64_t row) -> const double* {
     std::vector<double>& result = row % 2 ? odd : even;
@@ -68,8 +70,12 @@ void blend(uint8_t* out, const uint8_t* image, int64_t height, int64_t width, co
       const uint8_t* source = partner.const_data_ptr<uint8_t>() + row * 3 * partner.size(1);
       std::copy(source, source + painted, wide.begin());
       std::fill(wide.begin() + painted, wide.end(), pad);
-      for (int64_t k = 0; k < values; ++k) {
-        result[k] = between<ipp>(wide[first[k]], wide[second[k]], keep[k], take[k]);
+      double* __restrict__ to = result.data();
+      for (int64_t k = 0; k < columns; ++k) {
+        const double *left = wide.data() + first[k], *right = wide.data() + second[k];
+        for (int c = 0; c < 4; ++c) {
+          to[3 * k + c] = between<ipp>(left[c], right[c], keep[k], take[k]);
+        }
       }
     }
     return result.data();
@@ -78,8 +84,10 @@ void blend(uint8_t* out, const uint8_t* image, int64_t height, int64_t width, co
     const uint8_t* __restrict__ mine = image + r * 3 * width;
     uint8_t* __restrict__ result = out + r * 3 * width;
     int64_t k = 0;
-    if (r < rows) {
-      const int64_t at = offset[0] + r;
+    const int64_t at = offset[0] + r;
+    if (r < rows && ipp && y.first[at] >= partner.size(0)) {  // between equal values IPP is exact
+      for (; k < values; ++k) result[k] = static_cast<uint8_t>((mine[k] + pad) >> 1);
+    } else if (r < rows) {
       const double *above = enlarged(y.first[at]), *below = enlarged(y.second[at]);
       const double keep_above = y.keep[at], take_below = y.take[at];
       for (; k < values; ++k) {

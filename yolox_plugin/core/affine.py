@@ -22,8 +22,8 @@ def _visible(matrix: Array, shape: tuple[int, ...], width: int, height: int) -> 
     not empty, inside of `shape`."""
     corners = np.array([[-1, width, -1, width], [-1, -1, height, height], [1, 1, 1, 1]], np.float64)
     x, y = (np.linalg.inv(matrix.astype(np.float64)) @ corners)[:2]
-    left, right = (int(np.clip(side, 0, shape[1])) for side in (math.floor(x.min()) - 2, math.ceil(x.max()) + 3))
-    top, bottom = (int(np.clip(side, 0, shape[0])) for side in (math.floor(y.min()) - 2, math.ceil(y.max()) + 3))
+    left, right = (min(max(side, 0), shape[1]) for side in (math.floor(x.min()) - 2, math.ceil(x.max()) + 3))
+    top, bottom = (min(max(side, 0), shape[0]) for side in (math.floor(y.min()) - 2, math.ceil(y.max()) + 3))
     return left, top, max(right, 1), max(bottom, 1)
 
 
@@ -39,8 +39,8 @@ def warp_boxes(boxes: Array, matrix: Array) -> Array:
 
 def clip(boxes: Array, width: int, height: int) -> None:
     """Cuts boxes (x1, y1, x2, y2) to a picture, in place."""
-    boxes[:, 0::2] = boxes[:, 0::2].clip(0, width)
-    boxes[:, 1::2] = boxes[:, 1::2].clip(0, height)
+    boxes[:, 0::2].clip(0, width, out=boxes[:, 0::2])
+    boxes[:, 1::2].clip(0, height, out=boxes[:, 1::2])
 
 
 def reach_into(boxes: Array, width: int, height: int) -> Array:

@@ -47,7 +47,7 @@ def unmirrored(image: Any) -> Any:
 
     OpenCV and torch have a mirrored view copied by numpy, which goes from pixel to pixel.
     """
-    if not (isinstance(image, np.ndarray) and is_colour(image)):
+    if not isinstance(image, np.ndarray) or min(image.strides, default=0) >= 0 or not is_colour(image):
         return image
     down, right = (stride < 0 for stride in image.strides[:2])
     if not (down or right):

@@ -96,9 +96,10 @@ class RandomAffine(StockRandomAffine):
         if len(results["gt_bboxes"]):
             boxes = results["gt_bboxes"].clone()
             boxes.project_(matrix)
+            moved = boxes.numpy()
             if self.bbox_clip_border:
-                boxes.clip_((height, width))
-            results |= _inside(boxes.numpy(), [results], (height, width))
+                affine.clip(moved, width, height)
+            results |= _inside(moved, [results], (height, width))
         return results
 
 
