@@ -5,6 +5,8 @@ from functools import partial
 from typing import Any
 
 import mmcv
+import numpy as np
+import torch
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset
 from mmdet.datasets import MultiImageMixDataset as StockMultiImageMixDataset
@@ -17,6 +19,7 @@ from mmdet.datasets.transforms import (
     Resize,
 )
 from mmdet.datasets.transforms import MixUp as StockMixUp
+from mmdet.structures.bbox import HorizontalBoxes
 from mmengine import fileio
 from mmengine.dataset import Compose
 
@@ -47,6 +50,21 @@ def _is_standard(dataset: Any) -> bool:
     return (files, image, annotations) == ((None, None, False), ("color", "cv2", False), (True, False, False))
 
 
+def _annotate(step: LoadAnnotations, sample: Results) -> Results | None:
+    """What the step makes of a sample; of horizontal boxes with labels in numpy, as a list of them becomes a tensor
+    slowly."""
+    usual = (step.box_type, step.with_label) == ("hbox", True) and "instances" in sample
+    if not usual or has_own(step, ("__call__", "transform", "_load_bboxes", "_load_labels")):
+        annotated: Results | None = step(sample)
+        return annotated
+    objects = sample["instances"]
+    boxes = np.array([thing["bbox"] for thing in objects], np.float32).reshape(-1, 4)
+    sample["gt_bboxes"] = HorizontalBoxes(torch.from_numpy(boxes), clone=False)
+    sample["gt_ignore_flags"] = np.array([thing["ignore_flag"] for thing in objects], bool)
+    sample["gt_bboxes_labels"] = np.array([thing["bbox_label"] for thing in objects], np.int64)
+    return sample
+
+
 class _WithoutImages:
     """The samples of a standard data set with their boxes alone: all that `MixUp` looks at to choose a partner."""
 
@@ -56,10 +74,8 @@ class _WithoutImages:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> Results:
-        annotate = self._dataset.pipeline.transforms[1]
-        annotated: Results = annotate(self._dataset.get_data_info(index))
-        return annotated
+    def __getitem__(self, index: int) -> Results | None:
+        return _annotate(self._dataset.pipeline.transforms[1], self._dataset.get_data_info(index))
 
 
 class MultiImageMixDataset(StockMultiImageMixDataset, Mixing, TrainingPart):
@@ -129,8 +145,7 @@ class MultiImageMixDataset(StockMultiImageMixDataset, Mixing, TrainingPart):
         decode = partial(mmcv.imfrombytes, flag=load.color_type, backend=load.imdecode_backend)
         image = self._image(name, read, decode)
         sample |= {"img": image, "img_shape": image.shape[:2], "ori_shape": image.shape[:2]}
-        annotated: Results | None = annotate(sample)
-        return annotated
+        return _annotate(annotate, sample)
 
     def _partners_from(self, transform: Any) -> Any:
         """Stock's `MixUp` decodes images only to see whether they have boxes."""

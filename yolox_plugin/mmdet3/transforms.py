@@ -51,6 +51,17 @@ def _inside(boxes: Array, samples: list[Results], size: tuple[int, int]) -> Resu
     return {"gt_bboxes": HorizontalBoxes(torch.from_numpy(boxes[inside]), clone=False), **labels}
 
 
+def _project(boxes: Array, matrix: Array) -> Array:
+    """To the bit `HorizontalBoxes.project_`, whose product is torch's, in fewer steps."""
+    corners = np.ones((len(boxes), 4, 3), boxes.dtype)
+    corners[..., 0] = boxes[:, [0, 2, 0, 2]]
+    corners[..., 1] = boxes[:, [1, 1, 3, 3]]
+    homography = torch.from_numpy(matrix.astype(boxes.dtype))
+    moved = torch.matmul(homography, torch.from_numpy(corners).transpose(-1, -2)).numpy()
+    x, y = moved[:, 0] / moved[:, 2], moved[:, 1] / moved[:, 2]
+    return np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], 1)
+
+
 class Mosaic(StockMosaic):
     """The stock class. Of an image that is `Deferred`, so is the mosaic."""
 
@@ -85,7 +96,8 @@ class RandomAffine(StockRandomAffine):
 
     def transform(self, results: Results) -> Results:
         """See the stock class."""
-        if has_own(StockRandomAffine, ["transform"]) or not _is_usual(results):
+        is_stock = not has_own(StockRandomAffine, ["transform"]) and not has_own(HorizontalBoxes, ["project_", "clip_"])
+        if not is_stock or not _is_usual(results):
             stock: Results = super().transform(_for_stock(results))
             return stock
         image = results["img"]
@@ -94,9 +106,7 @@ class RandomAffine(StockRandomAffine):
         warped = affine.warp_image(image, matrix, (width, height), self.border_val)
         results = results | {"img": warped, "img_shape": warped.shape[:2]}
         if len(results["gt_bboxes"]):
-            boxes = results["gt_bboxes"].clone()
-            boxes.project_(matrix)
-            moved = boxes.numpy()
+            moved = _project(results["gt_bboxes"].numpy(), matrix)
             if self.bbox_clip_border:
                 affine.clip(moved, width, height)
             results |= _inside(moved, [results], (height, width))
