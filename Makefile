@@ -52,7 +52,7 @@ test-onedl: .venv/onedl/ready
 # On the installed package: from the source tree, the operators built for the other torch would be found.
 test-npu: .venv-npu/ready
 	@if [ -e .venv-npu/ready ]; then $(SIMULATED) .venv-npu/bin/python -P -m pytest -rs tests/npu_sim; fi
-SIMULATED := TORCH_DEVICE_BACKEND_AUTOLOAD=0 TASK_QUEUE_ENABLE=0 LD_LIBRARY_PATH="$(CURDIR)/.venv-npu/fake_cann" PYTHONSAFEPATH=1
+SIMULATED := TORCH_DEVICE_BACKEND_AUTOLOAD=0 TASK_QUEUE_ENABLE=0 TORCH_NPU_FALLBACK_CPU_DISABLE=1 LD_LIBRARY_PATH="$(CURDIR)/.venv-npu/fake_cann" PYTHONSAFEPATH=1
 
 # The oldest torch, the one that everything else here uses, and the newest.
 test-torch:

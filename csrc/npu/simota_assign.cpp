@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "simota.h"
+#include "topk.h"
 
 namespace yolox_ops::npu {
 namespace {
@@ -14,8 +15,9 @@ constexpr float kDear = 1e30F;  // a candidate whose cost is infinite is still o
 // For each row [B, G, P] the `count` rounded down least values that are finite, equal ones from the lowest
 // index on: topk leaves those open, so its last value is all that is taken from it.
 at::Tensor least(const at::Tensor& cost, const at::Tensor& count, int64_t most) {
-  const at::Tensor values = std::get<0>(cost.topk(most, -1, /*largest=*/false, /*sorted=*/true));
-  const at::Tensor last = values.gather(-1, (count - 1).to(at::kLong)).clamp_max_(kDear);
+  const at::Tensor values = topk_values(cost, most, /*largest=*/false);
+  // Through int32: from float32 to int64, a 910A casts on its AI CPU.
+  const at::Tensor last = values.gather(-1, (count - 1).to(at::kInt).to(at::kLong)).clamp_max_(kDear);
   const at::Tensor below = cost < last, equal = cost == last;
   const at::Tensor room = count - below.sum(-1, /*keepdim=*/true, at::kFloat);
   return (equal.cumsum(-1, at::kFloat) <= room).logical_and_(equal).logical_or_(below);
@@ -30,7 +32,7 @@ void keep_every(const Costs& costs, const at::Tensor& own, at::Tensor& gt_index,
     const at::Tensor needy = free.any(-1, true) & (gt_index == g).any(-1, true).logical_not();
     const at::Tensor cost = costs.cost.select(1, g).masked_fill(free.logical_not(), kInfinity);
     const at::Tensor pick = needy & (places == cost.argmin(-1, true));
-    gt_index = gt_index.masked_fill(pick, g);
+    gt_index = at::where(pick, at::full({}, g, gt_index.options()), gt_index);
     iou = at::where(pick, costs.iou.select(1, g), iou);
   }
 }
@@ -57,7 +59,7 @@ std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const
   const at::Tensor infinite = at::full({}, kInfinity, floats);
 
   const int64_t most = std::min(candidate_topk, num_priors);
-  const at::Tensor overlaps = std::get<0>((costs.iou * allowed).topk(most, -1));
+  const at::Tensor overlaps = topk_values(costs.iou * allowed, most, /*largest=*/true);
   const at::Tensor k = overlaps.sum(-1, /*keepdim=*/true).clamp_(1, static_cast<double>(most));
   const at::Tensor cost = at::where(allowed, costs.cost, infinite);
   const at::Tensor chosen = least(cost, k, most);
@@ -68,7 +70,7 @@ std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const
   const at::Tensor owner = at::where(eligible, cost, infinite).argmin(1, /*keepdim=*/true);
   const at::Tensor background = takers.squeeze(1) == 0;
   at::Tensor iou = costs.iou.gather(1, owner).squeeze(1).masked_fill_(background, 0);
-  at::Tensor gt_index = owner.squeeze(1).masked_fill_(background, -1);
+  at::Tensor gt_index = at::where(background, at::full({}, -1, owner.options()), owner.squeeze(1));
   if (keep_every_gt) keep_every(costs, own, gt_index, iou);
   return {gt_index, iou};
 }

@@ -2,18 +2,23 @@
 
 Needs the fake runtime of `fake_cann.py` on the library path; comes before mmcv and mmdet. What it proves: dispatch,
 logic, and the numbers of launches and waits. What it does not: numerics and speed of a real device.
+
+The environment's SOC chooses the device: A2 (Ascend 910B) or 910A. What their kernels do behind ATen's calls (which run
+on the AI CPU, how lists are split, what is rounded) is from the sources of op-plugin, torch_npu and CANN's operators.
 """
 
 import contextlib
 import ctypes
+import functools
 import importlib.machinery
 import inspect
+import os
 import sys
 import types
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +34,18 @@ DYNAMIC = {"nonzero", "masked_select", "_unique2", "unique_consecutive", "unique
 # Known to run on the AI CPU of Ascend, slowly: these always, the others for 64-bit numbers.
 AICPU = {"nonzero", "masked_select", "_unique2", "unique_consecutive", "unique_dim", "index_put", "index_put_",
          "_index_put_impl_", "scatter", "scatter_", "scatter_add", "scatter_add_", "repeat_interleave"}  # fmt: skip
-AICPU_64 = {"topk", "sort", "argsort", "cumsum"}
+AICPU_64 = {"topk", "sort", "argsort", "cumsum", "masked_fill", "masked_fill_"}
+# Where an Ascend 910A casts between float32 and int64 on its AI CPU: casts, and kernels in which both meet.
+CASTS = {"_to_copy", "copy_", "npu_dtype_cast", "_npu_dtype_cast", "_npu_dtype_cast_backward", "sum", "mean", "cumsum"}
+MEETING = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "eq", "ne", "lt", "le", "gt", "ge", "pow", "maximum",
+           "minimum", "cat", "stack"}  # fmt: skip
+# How many tensors one launch of a foreach operator takes, by the number of lists that it reads and writes.
+FOREACH = {1: 48, 2: 24, 3: 16}
+FINITE_CHECK = 250  # of _amp_foreach_non_finite_check_and_unscale_
+CAT = 32  # inputs of one launch; their results are concatenated in turn
+SOC = os.environ.get("SOC", "A2")
+if SOC not in ("A2", "910A"):
+    raise ValueError(f"SOC must be A2 or 910A, got {SOC!r}")
 # Served by torch_npu itself, without a kernel: they handle memory and shapes.
 METADATA = {
     "empty.memory_format", "empty_strided", "as_strided", "view", "_reshape_alias", "set_.source_Storage",
@@ -66,6 +82,7 @@ class Call:
     dynamic: bool
     aicpu: bool
     copy: str  # "", "to host" or "to device"
+    strided: int = 0  # inputs that lie in memory in pieces, and are copied together before the kernel runs
 
     def __str__(self) -> str:
         return f"{self.name} at {self.place}"
@@ -73,9 +90,10 @@ class Call:
 
 @dataclass
 class Record:
-    """The calls made while it was open."""
+    """The calls made while it was open, and how often the runtime was asked to wait beside them."""
 
     calls: list[Call] = field(default_factory=list)
+    runtime_waits: int = 0
 
     def launches(self) -> list[Call]:
         return [call for call in self.calls if not call.copy]
@@ -92,16 +110,20 @@ class Record:
     def copies(self) -> list[Call]:
         return [call for call in self.calls if call.copy]
 
+    def strided(self) -> list[Call]:
+        """A call for each of its inputs that has to be copied together first."""
+        return [call for call in self.calls for _ in range(call.strided)]
+
     def counts(self) -> dict[str, int]:
         """The numbers of the benchmark's table."""
-        kinds = (self.launches, self.waits, self.dynamic, self.aicpu, self.copies)
-        return dict(
-            zip(
-                ("launches", "host syncs", "dynamic shapes", "AICPU risk", "copies"),
-                map(len, (k() for k in kinds)),
-                strict=True,
-            )
-        )
+        return {
+            "launches": len(self.launches()),
+            "host syncs": len(self.waits()) + self.runtime_waits,
+            "dynamic shapes": len(self.dynamic()),
+            "AICPU risk": len(self.aicpu()),
+            "copies": len(self.copies()),
+            "strided": len(self.strided()),
+        }
 
 
 def by_place(calls: list[Call], most: int = 12) -> str:
@@ -117,10 +139,18 @@ def recorded() -> Iterator[Record]:
     """Records the calls of a block."""
     record = Record()
     _open.append(record)
+    before = _runtime().fakeCannWaits()
     try:
         yield record
     finally:
         _open.remove(record)
+        record.runtime_waits = _runtime().fakeCannWaits() - before
+
+
+@functools.cache
+def _runtime() -> ctypes.CDLL:
+    """The fake runtime, which is loaded already."""
+    return ctypes.CDLL("libascendcl.so")
 
 
 @contextlib.contextmanager
@@ -179,23 +209,72 @@ def _describe(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call 
     mask = base in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
         t.dtype == torch.bool for t in _tensors(args[1])
     )
-    copy, asynchronous = "", False
+    copy, asynchronous, cast = "", False, ""
     if base in ("copy_", "_copy_from", "_copy_from_and_resize"):
         target, source = (args[0], args[1]) if base == "copy_" else (args[1], args[0])
         if not source.numel():
             return None
+        if target.dtype != source.dtype:
+            cast = f" [{source.dtype} to {target.dtype}]".replace("torch.", "")
         if target.device != source.device:
             copy = "to host" if target.device.type == "cpu" else "to device"
-        asynchronous = bool(kwargs.get("non_blocking", args[2] if len(args) > 2 else False))
-    wide = any(t.dtype in (torch.int64, torch.float64) for t in tensors[:1])
+            on_host = target if target.device.type == "cpu" else source
+            asked = bool(kwargs.get("non_blocking", args[2] if len(args) > 2 else False))
+            asynchronous = asked and on_host.is_pinned()
+    checks_floats = base.startswith("_amp_foreach_non_finite") and SOC == "910A"  # by a flag that the host reads
     return Call(
-        name + (" [bool mask]" if mask else "") + (f" [{copy}]" if copy else ""),
+        name + (" [bool mask]" if mask else "") + (f" [{copy}]" if copy else "") + cast,
         _place(),
-        waits=base in READS or base in DYNAMIC or mask or bool(copy and not asynchronous),
+        waits=base in READS or base in DYNAMIC or mask or bool(copy and not asynchronous) or checks_floats,
         dynamic=base in DYNAMIC or (mask and base == "index"),
-        aicpu=base in AICPU or (base in AICPU_64 and wide) or any(t.dtype == torch.float64 for t in tensors),
+        aicpu=_runs_on_aicpu(base, args, kwargs),
         copy=copy,
+        # A copy on the device is what the strides ask for, and launched for that alone.
+        strided=0 if base in ("copy_", "clone") else sum(not t.is_contiguous() for t in tensors if t.device.type == "npu"),
     )
+
+
+def _runs_on_aicpu(base: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    tensors = list(_tensors([*args, *kwargs.values()]))
+    if base in AICPU or any(t.dtype == torch.float64 for t in tensors):
+        return True
+    if base in AICPU_64 and any(t.dtype == torch.int64 for t in tensors[:1]):
+        return True
+    if SOC != "910A" or {t.device.type for t in tensors} != {"npu"}:
+        return False
+    kinds = {t.dtype for t in tensors if base in CASTS | MEETING}
+    if base in CASTS:
+        kinds |= {value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)}
+    return {torch.int64, torch.float32} <= kinds
+
+
+def _launches(base: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """How many launches op-plugin makes of a call that takes lists."""
+    lists = [value for value in (*args, *kwargs.values()) if isinstance(value, (list, tuple)) and [*_tensors(value)]]
+    if base == "cat":
+        count = len(lists[0]) if lists else 1
+        total = 0
+        while count > CAT:
+            count = -(-count // CAT)
+            total += count
+        return total + 1
+    if not lists or "foreach" not in base:
+        return 1
+    count = len(lists[0])
+    if base.startswith("_amp_foreach"):
+        return -(-count // FINITE_CHECK) if SOC == "A2" else 1 + count
+    if SOC == "910A" or any(not t.is_contiguous() for t in _tensors(lists)):
+        return count
+    written = not base.endswith("_")
+    return -(-count // FOREACH[min(len(lists) + written, 3)])
+
+
+def _topk_of_910a(values: torch.Tensor, k: int, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 goes through float16 where the device's fast kernel needs it."""
+    if values.dtype != torch.float32 or (k < 8 and values.numel() > 32768):
+        return torch.topk(values, k, *args, **kwargs)
+    found, index = torch.topk(values.half(), k, *args, **kwargs)
+    return found.float(), index
 
 
 def _bce_with_logits_backward(
@@ -212,9 +291,27 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype, *args: Any) -> torch.Tensor:
     return tensor.to(dtype)
 
 
-def _float_status(status: torch.Tensor) -> torch.Tensor:
-    """The flags of overflow that a loss scaler clears and reads: no kernel of this device ever sets one."""
-    return torch.zeros_like(status)
+class _Saturation:
+    """An Ascend 910A's arithmetic has no infinities in float16: it raises a flag, which a loss scaler clears and
+    reads."""
+
+    flag = False
+
+    @classmethod
+    def apply(cls, result: Any) -> None:
+        for tensor in _tensors(result):
+            if tensor.dtype == torch.float16 and tensor.isinf().any():
+                cls.flag = True
+                tensor.clamp_(-65504, 65504)
+
+    @classmethod
+    def read(cls, status: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(status, float(cls.flag))
+
+    @classmethod
+    def clear(cls, status: torch.Tensor) -> torch.Tensor:
+        cls.flag = False
+        return torch.zeros_like(status)
 
 
 # Operators of torch_npu's own that ATen's kernels, or its loss scaler, end in.
@@ -222,20 +319,25 @@ CUSTOM: dict[str, Callable[..., Any]] = {
     "npu_binary_cross_entropy_with_logits_backward": _bce_with_logits_backward,
     "npu_dtype_cast": _cast,
     "_npu_dtype_cast": _cast,
-    "npu_clear_float_status": _float_status,
-    "npu_get_float_status": _float_status,
+    "npu_clear_float_status": _Saturation.clear,
+    "npu_get_float_status": _Saturation.read,
 }
 
 
 def _on_cpu(op: Any, name: str) -> Callable[..., Any]:
     returns = op._schema.returns if hasattr(op, "_schema") else ()
     is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+    base = name.split(".")[0]
+    if name == "topk" and SOC == "910A":
+        op = _topk_of_910a
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         call = None if is_view else _describe(name, args, kwargs)
         if call is not None:
             for record in _open:
-                record.calls.append(call)
+                record.calls += [call, *[replace(call, waits=False)] * (_launches(base, args, kwargs) - 1)]
+        if SOC == "910A" and any(t.dtype == torch.bfloat16 for t in _tensors([*args, *kwargs.values()])):
+            raise RuntimeError(f"{name}: 910A has no bfloat16")
         seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
         def down(value: Any) -> Any:
@@ -261,7 +363,12 @@ def _on_cpu(op: Any, name: str) -> Callable[..., Any]:
             return type(value)(map(up, value)) if isinstance(value, (list, tuple)) else value
 
         result = op(*down(args), **{key: down(value) for key, value in kwargs.items()})
-        return up(result)
+        if SOC == "910A" and not is_view:
+            _Saturation.apply(result)
+        try:
+            return up(result)
+        finally:
+            seen.clear()  # what it holds, autograd would take for in use, and copy
 
     return kernel
 

@@ -4,7 +4,7 @@
 
 The symbols are those that the installed torch_npu links or looks up by name. Device memory is host memory, streams and
 events are tokens, other runtime calls answer 0 (success). A kernel launch through the runtime fails: only what
-`device.py` simulates can give a result.
+`device.py` simulates can give a result. The environment's SOC chooses the device: A2 (Ascend 910B, the default) or 910A.
 """
 
 import importlib.util
@@ -18,8 +18,21 @@ NAME = re.compile(r"^(acl(rt|op|mdl|tdt|prof|dump|sys|[A-Z])|rt[A-Z]|Hccl|Mspr|a
 ALLOCATE = "{return posix_memalign(p,512,n?n:1)?1:0;}"
 TOKEN = "{*s=malloc(8);return 0;}"
 COPY = "{memcpy(d,s,n);return 0;}"
+WAIT = "{++waits;return 0;}"
+# What is not in CANN: whether the device is a 910A, and how often the runtime was asked to wait.
+OWN = """static bool is_910a(){const char*s=getenv("SOC");return s&&!strcmp(s,"910A");}
+static long waits=0;
+long fakeCannWaits(){return waits;}"""
 IMPLEMENTED = {
-    "aclrtGetSocName": 'const char* aclrtGetSocName(){return "Ascend910B3";}',
+    "aclrtGetSocName": 'const char* aclrtGetSocName(){return is_910a()?"Ascend910A":"Ascend910B3";}',
+    # The only attribute that torch_npu asks for: whether arithmetic has infinities, or saturates and sets a flag.
+    "aclGetCannAttribute": "int aclGetCannAttribute(int,int*value){*value=!is_910a();return 0;}",
+    "aclrtSynchronizeDevice": f"int aclrtSynchronizeDevice(){WAIT}",
+    "aclrtSynchronizeDeviceWithTimeout": f"int aclrtSynchronizeDeviceWithTimeout(int){WAIT}",
+    "aclrtSynchronizeStream": f"int aclrtSynchronizeStream(void*){WAIT}",
+    "aclrtSynchronizeStreamWithTimeout": f"int aclrtSynchronizeStreamWithTimeout(void*,int){WAIT}",
+    "aclrtSynchronizeEvent": f"int aclrtSynchronizeEvent(void*){WAIT}",
+    "aclrtSynchronizeEventWithTimeout": f"int aclrtSynchronizeEventWithTimeout(void*,int){WAIT}",
     "aclGetRecentErrMsg": 'const char* aclGetRecentErrMsg(){return "fake CANN runtime";}',
     "aclrtGetDeviceCount": "int aclrtGetDeviceCount(unsigned*c){*c=1;return 0;}",
     "aclrtGetDevice": "int aclrtGetDevice(int*d){*d=0;return 0;}",
@@ -63,7 +76,7 @@ def build(package: Path, out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     libraries = [*sorted(package.glob("lib/*.so")), *sorted(package.glob("_C*.so"))]
     names = set().union(*map(symbols, libraries)) | IMPLEMENTED.keys()
-    lines = ["#include <cstdio>", "#include <cstdlib>", "#include <cstring>", 'extern "C"{']
+    lines = ["#include <cstdio>", "#include <cstdlib>", "#include <cstring>", 'extern "C"{', OWN]
     lines += [IMPLEMENTED.get(name, f"long {name}(){{return 0;}}") for name in sorted(names)]
     source = out / "fake_cann.cpp"
     source.write_text("\n".join([*lines, "}\n"]))

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from device import recorded
+from device import SOC, recorded
 from devices import on_cpu, random_boxes, same_assignment
 
 import yolox_ops
 from yolox_ops import _C
 
 KINDS = ("trained", "untrained", "ties", "strange")
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if SOC == "A2" else [])]  # which a 910A has not
+# Of simota_assign. A 910A finds each of the ten best by a reduction of its own, where topk rounds.
+MOST_LAUNCHES = {"A2": 92, "910A": 168}[SOC]
 
 
 def on_npu(value):
@@ -25,7 +28,7 @@ def test_this_build_has_the_backend():
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"yolox_ops::{name}", "PrivateUse1")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", ["iou", "iof", "giou"])
 @pytest.mark.parametrize(
     ("m", "n", "aligned"), [(50, 20, False), (30, 30, True), (0, 5, False), (5, 0, False), (0, 0, True)]
@@ -68,7 +71,7 @@ def test_simota(situation, kind, gts, keep_every_gt):
     assert not record.aicpu(), record.aicpu()
     assert not record.copies(), record.copies()
     if not keep_every_gt:
-        assert len(record.launches()) <= 90
+        assert len(record.launches()) <= MOST_LAUNCHES
     theirs = yolox_ops.simota_assign(**case, keep_every_gt=keep_every_gt)
     if kind == "strange":  # 0 * inf and the like: orders may differ, indices may not leave their range
         assert ((ours[0].cpu() >= -1) & (ours[0].cpu() < case["num_gts"][:, None].clamp(min=1))).all()

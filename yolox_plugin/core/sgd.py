@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
+from .flat import joined, lay_together, merged, runs, spanned
+
 HYPERPARAMETERS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 # By device, what the fused kernel is right for: on a CPU it rounds the momenta of half types wrongly (pytorch#191763).
 _EXACT = (torch.float32, torch.float64)
@@ -19,8 +21,27 @@ class SGD(torch.optim.SGD):
 
     MMDetection's `paramwise_cfg` makes a group of every parameter, and torch steps group by group: hundreds of small
     launches. A step here puts parameters of equal hyperparameters together, for torch's fused kernel where there is one
-    (CPU and CUDA, torch 2.4 and newer), else for its foreach kernels.
+    (CPU and CUDA, torch 2.4 and newer), else for its foreach kernels. On an NPU the parameters, and their momenta, are
+    laid side by side in memory: a step is a few launches whatever their number.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        alike: dict[tuple[Any, ...], list[Tensor]] = {}
+        for group in self.param_groups:
+            of_npu = [parameter for parameter in group["params"] if parameter.device.type == "npu"]
+            alike.setdefault(tuple(group[name] for name in HYPERPARAMETERS), []).extend(of_npu)
+        lay_together([parameter for parameters in alike.values() for parameter in parameters])
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a GradScaler may hand over `grad_scale` and `found_inf`, tensors on the device, to `step`, which then
+        leaves the step out without anybody waiting. Not with dampening: whether a step is the first, which has none, would
+        be for the device to know."""
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        with_gradients = [parameter for parameter in parameters if parameter.grad is not None]
+        dampened = any(group["dampening"] for group in self.param_groups)
+        return bool(with_gradients) and not dampened and self._is_usual() and all(map(self._joins, with_gradients))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -40,15 +61,24 @@ class SGD(torch.optim.SGD):
                 if parameter.grad is not None:
                     # The fused kernel takes momenta for all parameters or for none: one may have its first gradient.
                     has_momentum = self._momentum_of(parameter) is not None
-                    on_cpu = parameter.device.type == "cpu"
                     values = [group[name] for name in HYPERPARAMETERS]
-                    key = (self._can_flatten(parameter), on_cpu, has_momentum, *values)
-                    batches.setdefault(key, []).append(parameter)
-        for (flat, on_cpu, _, *values), parameters in batches.items():
+                    batches.setdefault((self._way(parameter), has_momentum, *values), []).append(parameter)
+        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        for (way, has_momentum, *values), parameters in batches.items():
             settings = dict(zip(HYPERPARAMETERS, values, strict=True))
-            # On a CPU there are no launches to save, and torch's own choice rounds half types otherwise than foreach.
-            self._update(parameters, flat, settings | {"foreach": not flat and not on_cpu})
+            if way == "joined":
+                self._update_joined(parameters, has_momentum, settings, found_inf, grad_scale)
+            else:
+                # On a CPU there are no launches to save, and torch's own choice rounds half types otherwise than foreach.
+                self._update(parameters, way == "flat", settings | {"foreach": way == "foreach"})
         return loss
+
+    def _way(self, parameter: Tensor) -> str:
+        if self._joins(parameter):
+            return "joined"
+        if self._can_flatten(parameter):
+            return "flat"
+        return "one by one" if parameter.device.type == "cpu" else "foreach"
 
     def _is_usual(self) -> bool:
         """Whether no group asks for a way of stepping, has a tensor for a number, or has sparse gradients."""
@@ -82,6 +112,50 @@ class SGD(torch.optim.SGD):
                     made = new.as_strided(parameter.shape, parameter.stride()) if flat else new
                     self.state[parameter]["momentum_buffer"] = made
 
+    def _joins(self, parameter: Tensor) -> bool:
+        """Whether parameter, gradient and momentum can be parts of larger tensors."""
+        if parameter.device.type != "npu":
+            return False
+        parts = [t for t in (parameter, parameter.grad, self._momentum_of(parameter)) if t is not None]
+        return all(t.is_contiguous() and t.dtype == torch.float32 for t in parts)
+
+    def _update_joined(
+        self,
+        parameters: list[Tensor],
+        has_momentum: bool,
+        settings: dict[str, Any],
+        found_inf: Tensor | None,
+        grad_scale: Tensor | None,
+    ) -> None:
+        """A step of parameters that lie side by side, or not at all if `found_inf` is not 0."""
+        if settings["momentum"] and not has_momentum and found_inf is not None:
+            for parameter in parameters:  # torch's first momentum is the gradient; without dampening that is the same
+                self.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
+            lay_together(self._momenta(parameters))
+            torch._foreach_zero_(merged(self._momenta(parameters))[0])
+            has_momentum = True
+        if has_momentum and len(merged(parameters)[0]) < len(merged(parameters, self._momenta(parameters))[0]):
+            # As they come from a checkpoint.
+            lay_together(self._momenta(sorted(parameters, key=lambda parameter: parameter.data_ptr())))
+        lists = [parameters, *([self._momenta(parameters)] if has_momentum else [])]
+        for run in runs(*lists):
+            own, *momenta = zip(*run, strict=True)
+            weights, gradients = spanned(own), joined([p.grad for p in own if p.grad is not None])
+            buffer = spanned(momenta[0]) if momenta else None
+            if found_inf is None:
+                buffers = [buffer]
+                sgd([weights], [gradients], buffers, foreach=False, **settings)
+                if buffer is None and buffers[0] is not None:  # made by the first step
+                    for parameter in own:
+                        begin = parameter.storage_offset() - own[0].storage_offset()
+                        made = buffers[0][begin : begin + parameter.numel()].view(parameter.shape)
+                        self.state[parameter]["momentum_buffer"] = made
+            else:
+                _step_or_not(weights, gradients, buffer, settings, found_inf, grad_scale)
+
+    def _momenta(self, parameters: list[Tensor]) -> list[Tensor]:
+        return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+
     def _can_flatten(self, parameter: Tensor) -> bool:
         """Whether parameter, gradient and momentum lie in memory alike, so that one flat kernel can walk through them.
 
@@ -94,6 +168,29 @@ class SGD(torch.optim.SGD):
         others = [t for t in (parameter.grad, self._momentum_of(parameter)) if t is not None]
         layout = _layout(parameter)
         return layout is not None and all(_layout(t) == layout and t.dtype == parameter.dtype for t in others)
+
+
+def _step_or_not(
+    weights: Tensor,
+    gradients: Tensor,
+    momenta: Tensor | None,
+    settings: dict[str, Any],
+    found_inf: Tensor,
+    grad_scale: Tensor | None,
+) -> None:
+    """torch's step if `found_inf` is 0, else none, as the device finds it."""
+    goes = (found_inf == 0).to(weights.dtype)
+    if grad_scale is not None:
+        gradients = gradients / grad_scale
+    if settings["maximize"]:
+        gradients = -gradients
+    if settings["weight_decay"]:
+        gradients = gradients.add(weights, alpha=settings["weight_decay"])
+    change = gradients.masked_fill(goes == 0, 0)  # not multiplied by 0, of which infinities make NaN
+    if momenta is not None:
+        momenta.mul_(goes * settings["momentum"] + (1 - goes)).add_(change)
+        change = change.add(momenta, alpha=settings["momentum"]) if settings["nesterov"] else momenta
+    weights.addcmul_(change, goes * settings["lr"], value=-1)
 
 
 def _layout(tensor: Tensor) -> tuple[int, ...] | None:

@@ -1,6 +1,8 @@
 """What stands in for classes of MMDetection 2.28.2, mmcv 1.x and torch: their interfaces, over the arithmetic of
 `yolox_plugin.core`."""
 
+import mmcv.device.npu.data_parallel
+import mmcv.device.npu.distributed
 import mmcv.parallel._functions
 from mmcv.runner import HOOKS, OPTIMIZERS, RUNNERS
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS
@@ -15,6 +17,7 @@ from .detector import YOLOX
 from .head import YOLOXHead
 from .hooks import ExpMomentumEMAHook, SyncNormHook, YOLOXModeSwitchHook
 from .runner import EpochBasedRunner
+from .scatter import scatter_kwargs
 from .streams import _get_stream
 from .transforms import MixUp, Mosaic, RandomAffine, YOLOXHSVRandomAug
 
@@ -32,6 +35,8 @@ PARTS: Parts = {
         (DATASETS, MultiImageMixDataset),
         (dataset_wrappers, MultiImageMixDataset),  # where `build_dataset` finds it
         (mmcv.parallel._functions, _get_stream),  # where mmcv's `Scatter` finds it
+        (mmcv.device.npu.data_parallel, scatter_kwargs),  # and its classes for NPUs
+        (mmcv.device.npu.distributed, scatter_kwargs),
     ],
     "PIPELINE": [
         (PIPELINES, Mosaic),

@@ -7,8 +7,10 @@ import torch
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 from torch import Tensor
 
+from ..core.forward import in_few_launches
 from ..core.losses import parse
 from ..core.schedule import input_size
+from ..core.targets import constant
 from ..precision import Precision
 from ..protocol import Moment, TrainingPart
 
@@ -61,7 +63,14 @@ class YOLOX(StockYOLOX, TrainingPart):
         return size
 
     def _preprocess(self, img: Tensor, gt_bboxes: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        img, gt_bboxes = super()._preprocess(img, gt_bboxes)
+        scales = tuple(own / default for own, default in zip(self._input_size, self._default_input_size, strict=True))
+        if img.device.type == "npu" and scales != (1, 1):  # two launches instead of four for each image
+            lengths = [len(boxes) for boxes in gt_bboxes]
+            factors = constant((*scales[::-1], *scales[::-1]), gt_bboxes[0].dtype, img.device)
+            gt_bboxes = list((torch.cat(gt_bboxes) * factors).split(lengths))
+            img, _ = super()._preprocess(img, [])
+        else:
+            img, gt_bboxes = super()._preprocess(img, gt_bboxes)
         return self._precision.laid_out(img), gt_bboxes
 
     def forward_train(
@@ -75,7 +84,7 @@ class YOLOX(StockYOLOX, TrainingPart):
         """See the stock class; `img` may be uint8, too."""
         if img.dtype == torch.uint8:
             img = img.float()
-        with self._precision.context(img.device.type):
+        with self._precision.context(img.device.type), in_few_launches(self, img.device.type):
             losses: dict[str, Tensor] = super().forward_train(img, img_metas, gt_bboxes, gt_labels, gt_bboxes_ignore)
         return losses
 

@@ -10,6 +10,7 @@ from mmdet.core.hook import YOLOXModeSwitchHook as StockModeSwitchHook
 
 from yolox_ops import ema_update_
 
+from ..core.flat import lay_together, merged
 from ..core.mixing import check_skip_type_keys, leave_out_steps
 from ..core.schedule import is_closing
 from .runner import EpochBasedRunner
@@ -60,7 +61,12 @@ class ExpMomentumEMAHook(StockEMAHook):
     """
 
     def before_run(self, runner: BaseRunner) -> None:
+        """See the stock class. On an NPU, where weights lie side by side (`core.sgd`), so do statistics and averages."""
+        lay_together([buffer for buffer in runner.model.buffers() if buffer.device.type == "npu"])
         super().before_run(runner)
+        on_npu = {name: value for name, value in self.model_parameters.items() if value.device.type == "npu"}
+        in_order = sorted(on_npu, key=lambda name: on_npu[name].data_ptr())
+        lay_together([self.model_buffers[self.param_ema_buffer[name]] for name in in_order])
         resumed = (runner.resumed_state_dict if isinstance(runner, EpochBasedRunner) else None) or {}
         found = [name for name in self.param_ema_buffer.values() if name in resumed]
         for name in found:
@@ -77,4 +83,7 @@ class ExpMomentumEMAHook(StockEMAHook):
             return
         averaged = [name for name, value in self.model_parameters.items() if value.dtype.is_floating_point]
         averages = [self.model_buffers[self.param_ema_buffer[name]] for name in averaged]
-        ema_update_(averages, [self.model_parameters[name] for name in averaged], self.get_momentum(runner))
+        values = [self.model_parameters[name] for name in averaged]
+        if values[0].device.type == "npu":
+            averages, values = merged(averages, values)
+        ema_update_(averages, values, self.get_momentum(runner))

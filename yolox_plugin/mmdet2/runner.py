@@ -21,6 +21,7 @@ from ..core.reading import read_together
 from ..core.seeds import seed_everything
 from ..protocol import Moment, TrainingPart
 from .detector import YOLOX
+from .scaling import DeferredFp16OptimizerHook
 
 
 class DeferredLogBuffer(LogBuffer):
@@ -171,6 +172,9 @@ class EpochBasedRunner(StockRunner):
                 kind = hook["type"] if isinstance(hook, dict) else type(hook).__name__
                 raise ValueError(f"autocast='float16' goes with OptimizerHook or Fp16OptimizerHook, got {kind}")
             hook = Fp16OptimizerHook(grad_clip=grad_clip, loss_scale="dynamic", distributed=self.world_size > 1)
+        on_npu = any(parameter.device.type == "npu" for parameter in self.model.parameters())
+        if on_npu and DeferredFp16OptimizerHook.serves(hook):
+            hook = DeferredFp16OptimizerHook(hook)
         super().register_optimizer_hook(hook)
 
     def save_checkpoint(
@@ -182,6 +186,9 @@ class EpochBasedRunner(StockRunner):
         create_symlink: bool = True,
     ) -> None:
         """Writes it whole or not at all; see `core.checkpoint.write_whole`."""
+        for hook in self.hooks:
+            if isinstance(hook, DeferredFp16OptimizerHook):
+                hook.save_state(self._started_meta())
         out_dir = str(out_dir)
         if "://" in out_dir:  # a store of its own kind, which has no names to change
             super().save_checkpoint(out_dir, filename_tmpl, save_optimizer, meta, create_symlink)

@@ -1,0 +1,68 @@
+"""Loss scaling for float16 on an NPU, for which the host waits in no step."""
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.amp.grad_scaler import _refresh_per_optimizer_state
+
+
+class DeviceGradScaler(torch.amp.GradScaler):
+    """torch.amp.GradScaler whose decisions are taken on the device; its state is read for checkpoints alone.
+
+    torch_npu's own scaler reads every step whether gradients overflowed, and how long they have not. torch's reads
+    nothing where the optimizer can leave out a step itself (`yolox_plugin.core.sgd.SGD`), but grows and shrinks the
+    scale by an operator that an Ascend 910A has not, and that some versions of CANN refuse.
+
+    The arithmetic of an Ascend 910A has no infinities: it saturates and raises a flag, which is the sign of an overflow
+    there.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__("npu", **settings)
+        import torch_npu
+
+        self._torch_npu = torch_npu
+        self._saturates = not torch_npu.npu.utils.is_support_inf_nan()
+
+    def scale(self, outputs: Any) -> Any:
+        """See the stock class."""
+        if self._saturates:
+            self._torch_npu.npu_clear_float_status(torch.zeros(8, device="npu"))
+        return super().scale(outputs)
+
+    def _unscale_grads_(
+        self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
+    ) -> dict[torch.device, Tensor]:
+        if not self._saturates:
+            return super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
+        found_inf.copy_(self._torch_npu.npu_get_float_status(torch.zeros(8, device="npu"))[0] != 0)
+        if dist.is_available() and dist.is_initialized():  # infinities spread through the sum of gradients, flags do not
+            dist.all_reduce(found_inf, dist.ReduceOp.MAX)
+        if not allow_fp16:  # asked to unscale, not to look alone
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], inv_scale)
+        return {found_inf.device: found_inf}
+
+    def update(self, new_scale: float | Tensor | None = None) -> None:
+        """See the stock class."""
+        found = [flag for state in self._per_optimizer_states.values() for flag in state["found_inf_per_device"].values()]
+        if new_scale is not None or not self._enabled or len(found) != 1:
+            super().update(new_scale)
+            return
+        assert self._scale is not None and self._growth_tracker is not None
+        overflowed = found[0] > 0
+        steps = self._growth_tracker + 1
+        grows = steps == self._growth_interval
+        larger = self._scale * self._growth_factor
+        grown = torch.where(grows & (larger < math.inf), larger, self._scale)
+        self._scale = torch.where(overflowed, self._scale * self._backoff_factor, grown)
+        self._growth_tracker = steps.masked_fill_(overflowed | grows, 0)
+        self._per_optimizer_states = defaultdict(_refresh_per_optimizer_state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with what torch_npu's scaler wants of a checkpoint."""
+        return {**super().state_dict(), "dynamic": True}

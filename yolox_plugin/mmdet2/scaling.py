@@ -1,0 +1,45 @@
+"""mmcv's hook of float16 with loss scaling, for which the host waits in no step."""
+
+from typing import Any
+
+from mmcv.runner import BaseRunner, Fp16OptimizerHook
+
+from ..core.scaling import DeviceGradScaler
+from ..patches import has_own
+
+
+class DeferredFp16OptimizerHook(Fp16OptimizerHook):  # type: ignore[misc]
+    """In the place of mmcv's hook on an NPU, with the same settings and state in checkpoints. mmcv's asks the device five
+    times a step: for overflows, for the scale and for its growth."""
+
+    def __init__(self, hook: Fp16OptimizerHook) -> None:
+        vars(self).update(vars(hook))
+        state = hook.loss_scaler.state_dict()
+        names = ("growth_factor", "backoff_factor", "growth_interval")
+        self.loss_scaler = DeviceGradScaler(init_scale=state["scale"], **{name: state[name] for name in names})
+
+    @staticmethod
+    def serves(hook: Any) -> bool:
+        """Whether a hook is mmcv's own, with a scale that torch's scaler can have."""
+        return (
+            type(hook) is Fp16OptimizerHook
+            and not has_own(hook, ["before_run", "after_train_iter", "clip_grads"])
+            and getattr(hook.loss_scaler, "is_enabled", lambda: False)()
+        )
+
+    def after_train_iter(self, runner: BaseRunner) -> None:
+        """See the stock class."""
+        runner.model.zero_grad()
+        runner.optimizer.zero_grad()
+        self.loss_scaler.scale(runner.outputs["loss"]).backward()
+        if self.grad_clip is not None:
+            self.loss_scaler.unscale_(runner.optimizer)
+            norm = self.clip_grads(runner.model.parameters())
+            if norm is not None:
+                runner.log_buffer.update({"grad_norm": norm.detach()}, runner.outputs["num_samples"])
+        self.loss_scaler.step(runner.optimizer)
+        self.loss_scaler.update(self._scale_update_param)
+
+    def save_state(self, meta: dict[str, Any]) -> None:
+        """Puts the scale, read from the device, where mmcv's hook has it in every iteration: in a checkpoint's meta."""
+        meta.setdefault("fp16", {})["loss_scaler"] = self.loss_scaler.state_dict()
