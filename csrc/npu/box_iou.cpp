@@ -1,5 +1,8 @@
 // Box overlaps: mmdet's bbox_overlaps, and its gradient with torch's conventions at ties.
+#include <ATen/ExpandUtils.h>
+
 #include <tuple>
+#include <vector>
 
 #include "checks.h"
 #include "overlap.h"
@@ -21,6 +24,11 @@ struct Pair {
   }
 };
 
+at::Tensor broadcast_stack(const at::Tensor& a, const at::Tensor& b) {
+  const std::vector<int64_t> shape = at::infer_size(a.sizes(), b.sizes());
+  return at::stack({a.expand(shape), b.expand(shape)});
+}
+
 at::Tensor swapped(const at::Tensor& sides) { return sides.flip(-1); }
 
 // How much of the gradient of max(a, b) is a's: half where they are equal, as torch.maximum has it. `b` is a
@@ -30,8 +38,9 @@ at::Tensor share_of_larger(const at::Tensor& a, const T& b) {
   return at::add((a > b).to(a.scalar_type()), (a == b).to(a.scalar_type()), 0.5);
 }
 
-at::Tensor through_clamp(const at::Tensor& grad, const at::Tensor& value) {
-  return grad.masked_fill((kThroughClampAtZero ? value >= 0 : value > 0).logical_not(), 0);
+// `grad`, which nobody else needs, where clamping at 0 lets it through. A NaN is let through by nothing.
+at::Tensor through_clamp(at::Tensor grad, const at::Tensor& value) {
+  return grad.masked_fill_((kThroughClampAtZero ? value >= 0 : value > 0).logical_not_(), 0);
 }
 
 }  // namespace
@@ -85,8 +94,18 @@ std::tuple<at::Tensor, at::Tensor> box_iou_backward(const at::Tensor& grad, cons
   grad_divisor = grad_divisor * share_of_larger(divisor, eps);
   if (mode != "iof") grad_inter = grad_inter - grad_divisor;
   const at::Tensor grad_gap = through_clamp(grad_inter.unsqueeze(-1) * swapped(sides), gap);
-  shared(grad_gap, share_of_larger(p.b2, p.a2), grad_a2, grad_b2);
-  shared(-grad_gap, share_of_larger(p.a1, p.b1), grad_a1, grad_b1);
+  // Of the second corners, and, negative, of the first: both in one go.
+  const at::Tensor from_b2_a1 =
+      grad_gap * share_of_larger(broadcast_stack(p.b2, p.a1), broadcast_stack(p.a2, p.b1));
+  const at::Tensor from_a2_b1 = grad_gap - from_b2_a1;
+  const auto added = [](const at::Tensor& sum, const at::Tensor& more) {
+    return sum.defined() ? sum + more : more;
+  };
+  const auto taken = [](const at::Tensor& sum, const at::Tensor& less) {
+    return sum.defined() ? sum - less : -less;
+  };
+  grad_a2 = added(grad_a2, from_b2_a1.select(0, 0)), grad_b2 = added(grad_b2, from_a2_b1.select(0, 0));
+  grad_a1 = taken(grad_a1, from_b2_a1.select(0, 1)), grad_b1 = taken(grad_b1, from_a2_b1.select(0, 1));
   const at::Tensor of_area1 = grad_divisor.unsqueeze(-1) * swapped(size1);
   grad_a1 = grad_a1 - of_area1, grad_a2 = grad_a2 + of_area1;
   if (mode != "iof") {

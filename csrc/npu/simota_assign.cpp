@@ -13,9 +13,8 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kDear = 1e30F;  // a candidate whose cost is infinite is still one
 
 // For each row [B, G, P] the `count` rounded down least values that are finite, equal ones from the lowest
-// index on: topk leaves those open, so its last value is all that is taken from it.
-at::Tensor least(const at::Tensor& cost, const at::Tensor& count, int64_t most) {
-  const at::Tensor values = topk_values(cost, most, /*largest=*/false);
+// index on: `values`, the least, sorted, tell the last of them and leave open which of equal ones it is.
+at::Tensor least(const at::Tensor& cost, const at::Tensor& values, const at::Tensor& count) {
   // Through int32: from float32 to int64, a 910A casts on its AI CPU.
   const at::Tensor last = values.gather(-1, (count - 1).to(at::kInt).to(at::kLong)).clamp_max_(kDear);
   const at::Tensor below = cost < last, equal = cost == last;
@@ -59,10 +58,10 @@ std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const
   const at::Tensor infinite = at::full({}, kInfinity, floats);
 
   const int64_t most = std::min(candidate_topk, num_priors);
-  const at::Tensor overlaps = topk_values(costs.iou * allowed, most, /*largest=*/true);
-  const at::Tensor k = overlaps.sum(-1, /*keepdim=*/true).clamp_(1, static_cast<double>(most));
   const at::Tensor cost = at::where(allowed, costs.cost, infinite);
-  const at::Tensor chosen = least(cost, k, most);
+  const auto [overlaps, cheapest] = best(costs.iou * allowed, cost, most);
+  const at::Tensor k = overlaps.sum(-1, /*keepdim=*/true).clamp_(1, static_cast<double>(most));
+  const at::Tensor chosen = least(cost, cheapest, k);
 
   const at::Tensor takers = chosen.sum(1, /*keepdim=*/true, at::kFloat);
   const at::Tensor eligible =

@@ -36,9 +36,9 @@ AICPU = {"nonzero", "masked_select", "_unique2", "unique_consecutive", "unique_d
          "_index_put_impl_", "scatter", "scatter_", "scatter_add", "scatter_add_", "repeat_interleave"}  # fmt: skip
 AICPU_64 = {"topk", "sort", "argsort", "cumsum", "masked_fill", "masked_fill_"}
 # Where an Ascend 910A casts between float32 and int64 on its AI CPU: casts, and kernels in which both meet.
-CASTS = {"_to_copy", "copy_", "npu_dtype_cast", "_npu_dtype_cast", "_npu_dtype_cast_backward", "sum", "mean", "cumsum"}
-MEETING = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "eq", "ne", "lt", "le", "gt", "ge", "pow", "maximum",
-           "minimum", "cat", "stack"}  # fmt: skip
+CASTS = {"_to_copy", "copy_", "npu_dtype_cast", "_npu_dtype_cast", "sum", "mean", "cumsum"}
+MEETING = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "eq", "ne", "lt", "le", "gt", "ge", "pow",
+           "maximum", "minimum", "cat", "stack"}  # fmt: skip
 # How many tensors one launch of a foreach operator takes, by the number of lists that it reads and writes.
 FOREACH = {1: 48, 2: 24, 3: 16}
 FINITE_CHECK = 250  # of _amp_foreach_non_finite_check_and_unscale_
@@ -46,6 +46,7 @@ CAT = 32  # inputs of one launch; their results are concatenated in turn
 SOC = os.environ.get("SOC", "A2")
 if SOC not in ("A2", "910A"):
     raise ValueError(f"SOC must be A2 or 910A, got {SOC!r}")
+CPU = torch.device("cpu")
 # Served by torch_npu itself, without a kernel: they handle memory and shapes.
 METADATA = {
     "empty.memory_format", "empty_strided", "as_strided", "view", "_reshape_alias", "set_.source_Storage",
@@ -230,7 +231,7 @@ def _describe(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call 
         aicpu=_runs_on_aicpu(base, args, kwargs),
         copy=copy,
         # A copy on the device is what the strides ask for, and launched for that alone.
-        strided=0 if base in ("copy_", "clone") else sum(not t.is_contiguous() for t in tensors if t.device.type == "npu"),
+        strided=0 if base in ("copy_", "clone") else sum(not t.is_contiguous() for t in tensors if t.device != CPU),
     )
 
 

@@ -4,7 +4,7 @@
 
 The symbols are those that the installed torch_npu links or looks up by name. Device memory is host memory, streams and
 events are tokens, other runtime calls answer 0 (success). A kernel launch through the runtime fails: only what
-`device.py` simulates can give a result. The environment's SOC chooses the device: A2 (Ascend 910B, the default) or 910A.
+`device.py` simulates can give a result. The environment's SOC chooses the device: A2 (Ascend 910B, the default), 910A.
 """
 
 import importlib.util

@@ -87,7 +87,8 @@ def train(
     cfg.merge_from_dict(options or {})
     cfg.device, cfg.gpu_ids, cfg.seed, cfg.work_dir = "npu", [0], 0, str(work_dir)
     cfg.runner.max_epochs = 1
-    cfg.data = {"train": {}, "val": {}, "test": {}, "train_dataloader": {"samples_per_gpu": batch, "workers_per_gpu": 0}}
+    loader = {"samples_per_gpu": batch, "workers_per_gpu": 0}
+    cfg.data = {"train": {}, "val": {}, "test": {}, "train_dataloader": loader}
     cfg.log_config.hooks, cfg.checkpoint_config = [{"type": "TextLoggerHook"}], None
     cfg.custom_hooks = [
         {"type": "OpeningHook", "priority": 0}, *hook_of_config(cfg), *hooks, {"type": "ClosingHook", "priority": 100}

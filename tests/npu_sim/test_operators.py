@@ -35,6 +35,8 @@ def test_this_build_has_the_backend():
 )
 @pytest.mark.parametrize("strange", [False, True])
 def test_box_iou(m, n, aligned, mode, dtype, strange):
+    if strange and dtype == torch.float16 and SOC == "910A":
+        pytest.skip("its float16 has no infinities")
     a, b = random_boxes(1, m, strange).to(dtype), random_boxes(2, n, strange).to(dtype)
     with recorded() as record:
         ours = yolox_ops.box_iou(on_npu(a), on_npu(b), mode, aligned)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from batches import CONFIGS
-from device import recorded
+from device import SOC, recorded
 from mmcv import Config, ConfigDict
 from mmcv.runner import HOOKS, build_optimizer
 from mmdet.models import build_detector
@@ -80,7 +80,7 @@ def test_launches_do_not_depend_on_the_number_of_gts(record_property):
         record_property(f"head.loss, 8 x {n} gts", record.counts())
         counts[n] = len(record.launches())
     assert len(set(counts.values())) == 1
-    assert counts[30] <= 120
+    assert counts[30] <= {"A2": 126, "910A": 172}[SOC]
 
 
 def test_a_wait_is_found_and_its_place_named(monkeypatch):

@@ -1,9 +1,10 @@
 """Tensors that lie side by side in one piece of memory, so that one kernel serves all of them.
 
-On an NPU a launch costs more than the arithmetic of most of a network's tensors, and a foreach operator takes 16 to 48 of
-them a launch (an Ascend 910A: one). They stay tensors of their own, for modules, checkpoints and users alike.
+On an NPU a launch costs more than the arithmetic of most of a network's tensors, and a foreach operator takes 16 to 48
+of them a launch (an Ascend 910A: one). They stay tensors of their own, for modules, checkpoints and users alike.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -81,20 +82,27 @@ def merged(*lists: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def joined(tensors: Sequence[Tensor], block_of: torch.dtype | None = None) -> Tensor:
-    """Contiguous tensors one behind the other, with their padding, as `lay_together` would have them: `[N]`. Those that lie
-    so already are not copied.
+    """Contiguous tensors one behind the other, with their padding, as `lay_together` would have them: `[N]`. Those that
+    lie so already are copied in one piece, or not at all.
 
     Args:
         block_of: pad as for this dtype.
     """
-    if block_of is None and len(merged(tensors)[0]) == 1 and len(list(runs(tensors))[0]) == len(tensors):
-        ordered = [tensor for (tensor,) in next(runs(tensors))]
-        if all(a is b for a, b in zip(ordered, tensors, strict=True)):
-            return spanned(tensors)
-    parts = []
+    pieces: list[list[Tensor]] = []
     for tensor in tensors:
-        parts.append(tensor.detach().reshape(-1))
-        room = _room(tensor, block_of)
-        if room > tensor.numel() and tensor is not tensors[-1]:
-            parts.append(tensor.new_zeros(room - tensor.numel()))
+        if pieces and block_of is None and _follows([pieces[-1][-1]], [tensor]):
+            pieces[-1].append(tensor)
+        else:
+            pieces.append([tensor])
+    parts = []
+    for piece in pieces:
+        parts.append(spanned(piece).reshape(-1))
+        room = _room(piece[-1], block_of) - piece[-1].numel()
+        if room and piece is not pieces[-1]:
+            parts.append(_zeros(room, piece[-1].dtype, piece[-1].device))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+@functools.lru_cache(maxsize=64)
+def _zeros(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(count, dtype=dtype, device=device)

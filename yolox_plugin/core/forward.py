@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from .flat import joined, merged, runs, spanned
 
-# Weights of one cast. Their gradients are joined in one launch, and the data-parallel wrapper may send those of a part of
-# the network while another part's are being computed.
+# Weights of one cast. Their gradients are joined in one launch, and the data-parallel wrapper may send those of a part
+# of the network while another part's are being computed.
 TOGETHER = 32
 
 
@@ -18,7 +18,7 @@ class _CastTogether(torch.autograd.Function):
     """Casts weights that lie side by side by one launch, and their gradients back by two."""
 
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.shapes = [weight.shape for weight in weights]
         ctx.dtype = weights[0].dtype
         ctx.offsets = [weight.storage_offset() - weights[0].storage_offset() for weight in weights]
@@ -29,16 +29,15 @@ class _CastTogether(torch.autograd.Function):
         )
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         known = next(gradient for gradient in gradients if gradient is not None)
         filled = [
             known.new_zeros(shape) if gradient is None else gradient.contiguous()
             for gradient, shape in zip(gradients, ctx.shapes, strict=True)
         ]
         flat = joined(filled, block_of=ctx.dtype).to(ctx.dtype)
-        return None, *(
-            flat[begin : begin + shape.numel()].view(shape) for begin, shape in zip(ctx.offsets, ctx.shapes, strict=True)
-        )
+        places = zip(ctx.offsets, ctx.shapes, strict=True)
+        return None, *(flat[begin : begin + shape.numel()].view(shape) for begin, shape in places)
 
 
 def _autocast_dtype(device: str) -> torch.dtype | None:
@@ -61,8 +60,7 @@ def in_few_launches(network: nn.Module, device: str) -> Iterator[None]:
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
     counting = [norm for norm in norms if norm.num_batches_tracked is not None and norm.momentum is not None]
-    counters = [norm.num_batches_tracked for norm in counting]
-    own = [(module, name, weight) for module in convolutions for name, weight in module._parameters.items()]
+    counters = [norm._buffers["num_batches_tracked"] for norm in counting]
     hidden: list[tuple[dict[str, Any], str, Tensor]] = []
 
     def put(place: dict[str, Any], name: str, thing: Tensor | None) -> None:
@@ -72,22 +70,23 @@ def in_few_launches(network: nn.Module, device: str) -> Iterator[None]:
     try:
         dtype = _autocast_dtype(device)
         if dtype is not None:
-            of_weight = {
-                id(weight): (module._parameters, name)
-                for module, name, weight in own
-                if weight is not None and weight.dtype == torch.float32 and weight.requires_grad
-            }
-            weights = [weight for _, _, weight in own if id(weight) in of_weight]
-            for [*run] in runs(weights):
+            places: dict[Tensor, list[tuple[dict[str, Any], str]]] = {}  # several, of a weight that layers share
+            for module in convolutions:
+                for name, weight in module._parameters.items():
+                    if weight is not None and weight.dtype == torch.float32 and weight.requires_grad:
+                        places.setdefault(weight, []).append((module._parameters, name))
+            for run in runs(list(places)):
                 for begin in range(0, len(run), TOGETHER):
-                    together = [weight for (weight,) in run[begin : begin + TOGETHER]]
-                    for weight, cast in zip(together, _CastTogether.apply(dtype, *together), strict=True):
-                        put(*of_weight[id(weight)], cast)
+                    together = [own for (own,) in run[begin : begin + TOGETHER]]
+                    casts: tuple[Tensor, ...] = _CastTogether.apply(dtype, *together)  # type: ignore[no-untyped-call]
+                    for own, cast in zip(together, casts, strict=True):
+                        for place in places[own]:
+                            put(*place, cast)
         for norm in counting:
             put(norm._buffers, "num_batches_tracked", None)
         yield
     finally:
-        for place, name, thing in hidden:
+        for place, name, thing in reversed(hidden):
             place[name] = thing
     if counters:
-        torch._foreach_add_(merged(counters)[0], 1)
+        torch._foreach_add_(merged([counter for counter in counters if counter is not None])[0], 1)

@@ -95,6 +95,10 @@ def masked_losses(
     return losses, mask.sum()
 
 
+def _mean(value: Any) -> Any:
+    return value.mean() if value.dim() else value
+
+
 def parse(losses: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss to derive, and what to log, on the device: the mean over the ranks of each value, and of their sum.
 
@@ -108,7 +112,7 @@ def parse(losses: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     for name, value in losses.items():
         if not isinstance(value, (Tensor, list)):
             raise TypeError(f"{name} is not a tensor or list of tensors")
-        values[name] = sum(v.mean() for v in value) if isinstance(value, list) else value.mean()
+        values[name] = sum(_mean(v) for v in value) if isinstance(value, list) else _mean(value)
     total = torch.stack([value for name, value in values.items() if "loss" in name]).sum()
     logged = torch.stack([*values.values(), total]).detach()
     if dist.is_available() and dist.is_initialized():

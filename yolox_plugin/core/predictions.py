@@ -8,7 +8,7 @@ from torch import Tensor
 
 from yolox_ops import yolox_detect
 
-from .targets import remembered
+from .targets import carry, remembered
 
 
 class Predictions(NamedTuple):
@@ -55,23 +55,25 @@ def grid_priors(
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """`Predictions.priors`, to the bit as mmdet's `MlvlPointGenerator`, and `centers`, of levels of these sizes (h, w)
-    and strides (w, h)."""
+    and strides (w, h); made on the host, as an Ascend 910A casts whole numbers on its AI CPU."""
     levels = []
     for (width, height), (rows, columns) in zip(strides, sizes, strict=True):
-        x = ((torch.arange(columns, device=device) + offset) * width).to(dtype).expand(rows, columns)
-        y = ((torch.arange(rows, device=device) + offset) * height).to(dtype)[:, None].expand(rows, columns)
+        x = ((torch.arange(columns) + offset) * width).to(dtype).expand(rows, columns)
+        y = ((torch.arange(rows) + offset) * height).to(dtype)[:, None].expand(rows, columns)
         grid = torch.stack([x, y, torch.full_like(x, width), torch.full_like(y, height)], -1)
         levels.append(grid.view(-1, 4))
     priors = torch.cat(levels)
-    return priors, torch.cat([priors[:, :2] + priors[:, 2:] * 0.5, priors[:, 2:]], 1)
+    centers = torch.cat([priors[:, :2] + priors[:, 2:] * 0.5, priors[:, 2:]], 1)
+    return carry(priors, device), carry(centers, device)
 
 
 def decode(box_preds: Tensor, priors: Tensor) -> Tensor:
     """Boxes `[B, P, 4]` (x1, y1, x2, y2) of predictions `[B, P, 4]` for priors `[P, 4]` (x, y, stride_w, stride_h), to
     the bit as mmdet's `YOLOXHead._bbox_decode`, in fewer steps."""
     corner, stride = priors[:, :2], priors[:, 2:]
-    center = box_preds[..., :2] * stride + corner
-    size = box_preds[..., 2:].exp() * stride
+    offset, log_size = torch.split(box_preds, 2, -1)
+    center = offset * stride + corner
+    size = log_size.exp() * stride
     return torch.cat([center.sub(size, alpha=0.5), center.add(size, alpha=0.5)], -1)  # a half is exact
 
 

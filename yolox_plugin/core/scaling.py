@@ -7,10 +7,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.amp.grad_scaler import _refresh_per_optimizer_state
+from torch.amp.grad_scaler import GradScaler, _refresh_per_optimizer_state  # torch 2.3 and newer
+
+from .flat import merged
 
 
-class DeviceGradScaler(torch.amp.GradScaler):
+class DeviceGradScaler(GradScaler):
     """torch.amp.GradScaler whose decisions are taken on the device; its state is read for checkpoints alone.
 
     torch_npu's own scaler reads every step whether gradients overflowed, and how long they have not. torch's reads
@@ -21,6 +23,10 @@ class DeviceGradScaler(torch.amp.GradScaler):
     there.
     """
 
+    _scale: Tensor | None
+    _growth_tracker: Tensor | None
+    _per_optimizer_states: dict[int, dict[str, Any]]
+
     def __init__(self, **settings: Any) -> None:
         super().__init__("npu", **settings)
         import torch_npu
@@ -30,26 +36,40 @@ class DeviceGradScaler(torch.amp.GradScaler):
 
     def scale(self, outputs: Any) -> Any:
         """See the stock class."""
+        self._clear_flag()
+        return super().scale(outputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """`scale(loss).backward()`, to the bit, by a backward pass that starts from the scale instead of 1."""
+        self._clear_flag()
+        if self._scale is None:
+            self._lazy_init_scale_growth_tracker(loss.device)
+        torch.autograd.backward(loss, self._scale)
+
+    def _clear_flag(self) -> None:
         if self._saturates:
             self._torch_npu.npu_clear_float_status(torch.zeros(8, device="npu"))
-        return super().scale(outputs)
 
     def _unscale_grads_(
         self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
     ) -> dict[torch.device, Tensor]:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not self._saturates:
-            return super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
+            [pieces] = merged(gradients)
+            torch._amp_foreach_non_finite_check_and_unscale_(pieces, found_inf, inv_scale)
+            return {found_inf.device: found_inf}
         found_inf.copy_(self._torch_npu.npu_get_float_status(torch.zeros(8, device="npu"))[0] != 0)
-        if dist.is_available() and dist.is_initialized():  # infinities spread through the sum of gradients, flags do not
+        if dist.is_available() and dist.is_initialized():  # infinities spread through the gradients' sum, flags do not
             dist.all_reduce(found_inf, dist.ReduceOp.MAX)
         if not allow_fp16:  # asked to unscale, not to look alone
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], inv_scale)
+            torch._foreach_mul_(gradients, inv_scale)
         return {found_inf.device: found_inf}
 
     def update(self, new_scale: float | Tensor | None = None) -> None:
         """See the stock class."""
-        found = [flag for state in self._per_optimizer_states.values() for flag in state["found_inf_per_device"].values()]
+        states = self._per_optimizer_states.values()
+        found = [flag for state in states for flag in state["found_inf_per_device"].values()]
         if new_scale is not None or not self._enabled or len(found) != 1:
             super().update(new_scale)
             return

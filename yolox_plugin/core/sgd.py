@@ -1,13 +1,14 @@
 """torch's SGD, in as few launches as the hyperparameters allow."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
 from .flat import joined, lay_together, merged, runs, spanned
+from .targets import constant
 
 HYPERPARAMETERS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 # By device, what the fused kernel is right for: on a CPU it rounds the momenta of half types wrongly (pytorch#191763).
@@ -34,10 +35,10 @@ class SGD(torch.optim.SGD):
         lay_together([parameter for parameters in alike.values() for parameter in parameters])
 
     @property
-    def _step_supports_amp_scaling(self) -> bool:
+    def _step_supports_amp_scaling(self) -> bool:  # type: ignore[override]
         """Whether a GradScaler may hand over `grad_scale` and `found_inf`, tensors on the device, to `step`, which then
-        leaves the step out without anybody waiting. Not with dampening: whether a step is the first, which has none, would
-        be for the device to know."""
+        leaves the step out without anybody waiting. Not with dampening: whether a step is the first, which has none,
+        would be for the device to know."""
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         with_gradients = [parameter for parameter in parameters if parameter.grad is not None]
         dampened = any(group["dampening"] for group in self.param_groups)
@@ -64,12 +65,16 @@ class SGD(torch.optim.SGD):
                     values = [group[name] for name in HYPERPARAMETERS]
                     batches.setdefault((self._way(parameter), has_momentum, *values), []).append(parameter)
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        factors: dict[tuple[float, float], _Factors] = {}
         for (way, has_momentum, *values), parameters in batches.items():
             settings = dict(zip(HYPERPARAMETERS, values, strict=True))
             if way == "joined":
-                self._update_joined(parameters, has_momentum, settings, found_inf, grad_scale)
+                rate = (settings["momentum"], settings["lr"])
+                if found_inf is not None and rate not in factors:
+                    factors[rate] = _factors(settings, found_inf)
+                self._update_joined(parameters, has_momentum, settings, factors.get(rate), grad_scale)
             else:
-                # On a CPU there are no launches to save, and torch's own choice rounds half types otherwise than foreach.
+                # On a CPU there are no launches to save, and torch's own choice rounds half types in another way.
                 self._update(parameters, way == "flat", settings | {"foreach": way == "foreach"})
         return loss
 
@@ -124,11 +129,11 @@ class SGD(torch.optim.SGD):
         parameters: list[Tensor],
         has_momentum: bool,
         settings: dict[str, Any],
-        found_inf: Tensor | None,
+        factors: "_Factors | None",
         grad_scale: Tensor | None,
     ) -> None:
-        """A step of parameters that lie side by side, or not at all if `found_inf` is not 0."""
-        if settings["momentum"] and not has_momentum and found_inf is not None:
+        """A step of parameters that lie side by side; with `factors`, one that may be none."""
+        if settings["momentum"] and not has_momentum and factors is not None:
             for parameter in parameters:  # torch's first momentum is the gradient; without dampening that is the same
                 self.state[parameter]["momentum_buffer"] = torch.empty_like(parameter)
             lay_together(self._momenta(parameters))
@@ -142,7 +147,7 @@ class SGD(torch.optim.SGD):
             own, *momenta = zip(*run, strict=True)
             weights, gradients = spanned(own), joined([p.grad for p in own if p.grad is not None])
             buffer = spanned(momenta[0]) if momenta else None
-            if found_inf is None:
+            if factors is None:
                 buffers = [buffer]
                 sgd([weights], [gradients], buffers, foreach=False, **settings)
                 if buffer is None and buffers[0] is not None:  # made by the first step
@@ -151,7 +156,7 @@ class SGD(torch.optim.SGD):
                         made = buffers[0][begin : begin + parameter.numel()].view(parameter.shape)
                         self.state[parameter]["momentum_buffer"] = made
             else:
-                _step_or_not(weights, gradients, buffer, settings, found_inf, grad_scale)
+                _step_or_not(weights, gradients, buffer, settings, factors, grad_scale)
 
     def _momenta(self, parameters: list[Tensor]) -> list[Tensor]:
         return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
@@ -170,27 +175,39 @@ class SGD(torch.optim.SGD):
         return layout is not None and all(_layout(t) == layout and t.dtype == parameter.dtype for t in others)
 
 
+class _Factors(NamedTuple):
+    """What a step depends on, on the device: of a step that is left out, a momentum of 1 and a learning rate of 0."""
+
+    stays: Tensor
+    momentum: Tensor
+    lr: Tensor
+
+
+def _factors(settings: dict[str, Any], found_inf: Tensor) -> _Factors:
+    stays = found_inf != 0
+    one, momentum = (constant((value,), torch.float32, found_inf.device) for value in (1.0, settings["momentum"]))
+    return _Factors(stays, torch.where(stays, one, momentum), (found_inf == 0) * settings["lr"])
+
+
 def _step_or_not(
     weights: Tensor,
     gradients: Tensor,
     momenta: Tensor | None,
     settings: dict[str, Any],
-    found_inf: Tensor,
+    factors: _Factors,
     grad_scale: Tensor | None,
 ) -> None:
-    """torch's step if `found_inf` is 0, else none, as the device finds it."""
-    goes = (found_inf == 0).to(weights.dtype)
-    if grad_scale is not None:
-        gradients = gradients / grad_scale
+    """torch's step, or none, as the device finds it."""
+    gradients = gradients / (1 if grad_scale is None else grad_scale)
     if settings["maximize"]:
-        gradients = -gradients
+        gradients.neg_()
     if settings["weight_decay"]:
-        gradients = gradients.add(weights, alpha=settings["weight_decay"])
-    change = gradients.masked_fill(goes == 0, 0)  # not multiplied by 0, of which infinities make NaN
+        gradients.add_(weights, alpha=settings["weight_decay"])
+    gradients.masked_fill_(factors.stays, 0)  # not multiplied by 0, of which infinities make NaN
     if momenta is not None:
-        momenta.mul_(goes * settings["momentum"] + (1 - goes)).add_(change)
-        change = change.add(momenta, alpha=settings["momentum"]) if settings["nesterov"] else momenta
-    weights.addcmul_(change, goes * settings["lr"], value=-1)
+        momenta.mul_(factors.momentum).add_(gradients)
+        gradients = gradients.add_(momenta, alpha=settings["momentum"]) if settings["nesterov"] else momenta
+    weights.addcmul_(gradients, factors.lr, value=-1)
 
 
 def _layout(tensor: Tensor) -> tuple[int, ...] | None:

@@ -67,7 +67,7 @@ class YOLOX(StockYOLOX, TrainingPart):
         if img.device.type == "npu" and scales != (1, 1):  # two launches instead of four for each image
             lengths = [len(boxes) for boxes in gt_bboxes]
             factors = constant((*scales[::-1], *scales[::-1]), gt_bboxes[0].dtype, img.device)
-            gt_bboxes = list((torch.cat(gt_bboxes) * factors).split(lengths))
+            gt_bboxes = list(torch.split(torch.cat(gt_bboxes) * factors, lengths))
             img, _ = super()._preprocess(img, [])
         else:
             img, gt_bboxes = super()._preprocess(img, gt_bboxes)

@@ -36,7 +36,6 @@ class YOLOXHead(StockYOLOXHead, BatchHead):
     loss_kinds = (CrossEntropyLoss, IoULoss, L1Loss)
     mean_over_ranks = staticmethod(reduce_mean)
 
-    @force_fp32(apply_to=_PREDICTIONS)  # type: ignore[untyped-decorator]
     def loss(
         self,
         cls_scores: list[Tensor],

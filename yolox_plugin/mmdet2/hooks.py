@@ -61,7 +61,7 @@ class ExpMomentumEMAHook(StockEMAHook):
     """
 
     def before_run(self, runner: BaseRunner) -> None:
-        """See the stock class. On an NPU, where weights lie side by side (`core.sgd`), so do statistics and averages."""
+        """See the stock class. On an NPU, where weights lie side by side (`core.sgd`), so do statistics, averages."""
         lay_together([buffer for buffer in runner.model.buffers() if buffer.device.type == "npu"])
         super().before_run(runner)
         on_npu = {name: value for name, value in self.model_parameters.items() if value.device.type == "npu"}

@@ -2,27 +2,30 @@
 
 from typing import Any
 
+import torch
 from mmcv.runner import BaseRunner, Fp16OptimizerHook
 
-from ..core.scaling import DeviceGradScaler
 from ..patches import has_own
 
 
-class DeferredFp16OptimizerHook(Fp16OptimizerHook):  # type: ignore[misc]
-    """In the place of mmcv's hook on an NPU, with the same settings and state in checkpoints. mmcv's asks the device five
-    times a step: for overflows, for the scale and for its growth."""
+class DeferredFp16OptimizerHook(Fp16OptimizerHook):
+    """In the place of mmcv's hook on an NPU, with the same settings, and the same state in checkpoints. mmcv's asks the
+    device five times a step: for overflows, for the scale and for its growth."""
 
     def __init__(self, hook: Fp16OptimizerHook) -> None:
-        vars(self).update(vars(hook))
+        self.__dict__.update(vars(hook))
         state = hook.loss_scaler.state_dict()
+        from ..core.scaling import DeviceGradScaler
+
         names = ("growth_factor", "backoff_factor", "growth_interval")
         self.loss_scaler = DeviceGradScaler(init_scale=state["scale"], **{name: state[name] for name in names})
 
     @staticmethod
     def serves(hook: Any) -> bool:
-        """Whether a hook is mmcv's own, with a scale that torch's scaler can have."""
+        """Whether a hook is mmcv's own, and torch has a scaler for every device."""
         return (
-            type(hook) is Fp16OptimizerHook
+            hasattr(torch.amp, "GradScaler")
+            and type(hook) is Fp16OptimizerHook
             and not has_own(hook, ["before_run", "after_train_iter", "clip_grads"])
             and getattr(hook.loss_scaler, "is_enabled", lambda: False)()
         )
@@ -31,7 +34,7 @@ class DeferredFp16OptimizerHook(Fp16OptimizerHook):  # type: ignore[misc]
         """See the stock class."""
         runner.model.zero_grad()
         runner.optimizer.zero_grad()
-        self.loss_scaler.scale(runner.outputs["loss"]).backward()
+        self.loss_scaler.backward(runner.outputs["loss"])
         if self.grad_clip is not None:
             self.loss_scaler.unscale_(runner.optimizer)
             norm = self.clip_grads(runner.model.parameters())

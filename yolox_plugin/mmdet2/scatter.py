@@ -15,4 +15,4 @@ def scatter_kwargs(inputs: Any, kwargs: Any, target_devices: list[int], dim: int
     before each."""
     if target_devices == [-1]:
         return stock_scatter_kwargs(inputs, kwargs, target_devices, dim)
-    return send(stock_scatter_kwargs(inputs, kwargs, [-1], dim), torch.device("npu", torch.npu.current_device()))
+    return send(stock_scatter_kwargs(inputs, kwargs, [-1], dim), torch.device("npu"))
