@@ -15,9 +15,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> yolox_detect(const at::Tensor& cl
   const auto type = compute_type(boxes.scalar_type());
   const auto [best, label] = cls_logits.to(type).max(-1);
   const at::Tensor score = best.sigmoid() * obj_logits.to(type).sigmoid();
-  // A class number is exact in float32 up to 2^24.
-  const at::Tensor packed =
-      at::cat({boxes.to(type), score.unsqueeze(-1), label.to(type).unsqueeze(-1)}, -1).cpu();
+  // A class number is exact in float32 up to 2^24. Between that and int64, a 910A casts on its AI CPU.
+  const at::Tensor number = label.to(at::kInt).to(type);
+  const at::Tensor packed = at::cat({boxes.to(type), score.unsqueeze(-1), number.unsqueeze(-1)}, -1).cpu();
   using Signature = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
       const at::Tensor&, const at::Tensor&, const at::Tensor&, double, double, int64_t);
   static const auto op =
@@ -26,7 +26,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> yolox_detect(const at::Tensor& cl
       op.call(packed.select(-1, 4), packed.select(-1, 5).to(at::kLong), packed.narrow(-1, 0, 4),
               score_threshold, iou_threshold, max_detections);
   const at::Tensor back = at::cat({detections, labels.to(type).unsqueeze(-1)}, -1).to(boxes.device());
-  return {back.narrow(-1, 0, 5).contiguous(), back.select(-1, 5).to(at::kLong), counts};
+  return {back.narrow(-1, 0, 5).contiguous(), back.select(-1, 5).to(at::kInt).to(at::kLong), counts};
 }
 
 }  // namespace yolox_ops::npu

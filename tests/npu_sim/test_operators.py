@@ -128,6 +128,7 @@ def test_detect_copies_once_down_and_once_back(batch, strange):
     if batch:
         assert sorted(call.copy for call in record.copies()) == ["to device", "to host"]
         assert len(record.waits()) <= 2
+        assert not record.aicpu(), record.aicpu()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
