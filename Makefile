@@ -78,7 +78,7 @@ bench: .venv/full
 	$(BIN)/python benchmarks/ops_bench.py
 
 bench-npu: .venv-npu/ready
-	$(SIMULATED) .venv-npu/bin/python -P benchmarks/npu_launch_bench.py
+	$(SIMULATED) .venv-npu/bin/python -P benchmarks/npu_launch_bench.py $(NPU_BENCH)
 
 # On a machine that does nothing else: the runs behind the figures of docs/, then the figures. LibreYOLO is a peer where
 # it is installed: pip install --target=.venv/libreyolo --no-deps libreyolo==1.6.0 requests tqdm
@@ -88,7 +88,8 @@ measure: .venv/full .venv-npu/ready
 	$(BIN)/python benchmarks/pipeline_bench.py --json docs/figures/pipeline.json
 	$(MMDET3) $(BIN)/python benchmarks/train_bench.py --profile --json docs/figures/train_mmdet3.json
 	$(MMDET3) $(BIN)/python benchmarks/pipeline_bench.py --json docs/figures/pipeline_mmdet3.json
-	$(SIMULATED) .venv-npu/bin/python -P benchmarks/npu_launch_bench.py --json docs/figures/npu.json
+	SOC=A2 $(SIMULATED) .venv-npu/bin/python -P benchmarks/npu_launch_bench.py --json docs/figures/npu.json
+	SOC=910A $(SIMULATED) .venv-npu/bin/python -P benchmarks/npu_launch_bench.py --json docs/figures/npu_910a.json
 	$(MAKE) figures
 
 figures: .venv/ready

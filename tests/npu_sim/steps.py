@@ -46,7 +46,7 @@ _records: list[Record] = []
 _open: list[Any] = []
 
 
-class OpeningHook(Hook):  # type: ignore[misc]
+class OpeningHook(Hook):
     """Begins to record when the loader has handed over a batch."""
 
     def before_train_iter(self, runner: Any) -> None:
@@ -54,7 +54,7 @@ class OpeningHook(Hook):  # type: ignore[misc]
         _records.append(_open[-1].__enter__())
 
 
-class ClosingHook(Hook):  # type: ignore[misc]
+class ClosingHook(Hook):
     """Ends it when every other hook has done its work."""
 
     def after_train_iter(self, runner: Any) -> None:
