@@ -76,6 +76,7 @@ def train(
     dtype: torch.dtype = torch.uint8,
     options: dict[str, Any] | None = None,
     hooks: Sequence[dict[str, Any]] = (),
+    distributed: bool = False,
 ) -> tuple[Any, list[Record]]:
     """A training of one epoch of `steps` steps; the network, and what each step asked of the device.
 
@@ -98,7 +99,7 @@ def train(
     model = build_detector(cfg.model if amp is None else {**cfg.model, "autocast": amp})
     model.init_weights()
     _records.clear()
-    train_detector(model, [Batches(steps * batch, gts, size, dtype)], cfg, meta={})
+    train_detector(model, [Batches(steps * batch, gts, size, dtype)], cfg, distributed=distributed, meta={})
     return model, list(_records)
 
 

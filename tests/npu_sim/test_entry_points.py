@@ -5,6 +5,9 @@ import json
 import pytest
 import torch
 from device import recorded
+from mmcv import Config
+from mmcv.runner import build_optimizer
+from mmdet.models import build_detector
 from tiny2 import write_config
 
 from yolox_plugin.run import evaluate as testing
@@ -38,3 +41,54 @@ def test_training_and_evaluation(tmp_path, amp, capsys):
     tested = json.loads((tmp_path / "test/result.json").read_text())
     assert (tested["device"], tested["images"]) == ("npu", 3)
     assert "Final Performance images/sec" in capsys.readouterr().out
+
+
+def same(ours, theirs, where="checkpoint"):
+    """Whether two checkpoints have the same bits, of whatever layout in memory."""
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours.cpu(), theirs.cpu()), where
+    elif isinstance(ours, dict):
+        assert list(ours) == list(theirs), where
+        for key in ours:
+            same(ours[key], theirs[key], f"{where}[{key!r}]")
+    elif isinstance(ours, (list, tuple)):
+        assert len(ours) == len(theirs), where
+        for i, pair in enumerate(zip(ours, theirs, strict=True)):
+            same(*pair, f"{where}[{i}]")
+    else:
+        assert ours == theirs, where
+
+
+@pytest.mark.slow
+def test_a_resumed_training_in_float16_ends_with_the_same_bits(tmp_path):
+    """Weights, averages, momenta, and the scale of the loss, which is read for checkpoints alone. The checkpoint has
+    what one of a CPU has."""
+    data = tmp_path / "data"
+    make_dataset(data, train=8, val=3)
+    config = write_config(tmp_path / "tiny.py", data, epochs=3)
+    common = [f"--data-path={data}", f"--config={config}"]
+
+    def run(name, *options):
+        assert training.main([*common, f"--work-dir={tmp_path / name}", *options]) == 0
+        return torch.load(tmp_path / name / "epoch_3.pth", map_location="cpu")
+
+    def resume(checkpoint):
+        return ["--cfg-options", f"resume_from={checkpoint}"]
+
+    whole = run("whole", "--device=npu")
+    resumed = run("resumed", "--device=npu", *resume(tmp_path / "whole/epoch_2.pth"))
+    for part in ("state_dict", "optimizer"):
+        same(resumed[part], whole[part], part)
+    scales = [checkpoint["meta"]["fp16"]["loss_scaler"] for checkpoint in (whole, resumed)]
+    assert scales[0] == scales[1]
+    assert scales[0]["scale"] < 2**16  # the first steps overflow, and are left out
+    network = build_detector(Config.fromfile(str(config)).model)
+    unknown = network.load_state_dict(whole["state_dict"], strict=False)
+    assert not unknown.missing_keys
+    assert all(key.startswith("ema_") for key in unknown.unexpected_keys)
+    optimizer = build_optimizer(network, Config.fromfile(str(config)).optimizer)
+    optimizer.load_state_dict(whole["optimizer"])
+    for parameter in network.parameters():
+        momentum = optimizer.state[parameter]["momentum_buffer"]
+        assert (momentum.shape, momentum.device.type) == (parameter.shape, "cpu")

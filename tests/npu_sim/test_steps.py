@@ -1,7 +1,12 @@
 """Whole training steps on the simulated NPU, from the loader's batch on: what they cost, and what they leave behind."""
 
 import copy
+import json
+import os
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -43,6 +48,21 @@ def test_the_image_size_changes_without_a_wait(tmp_path):
         # Constants of a size travel once.
         assert not record.waits(), "\n".join(map(str, record.waits()))
         assert not record.aicpu(), "\n".join(map(str, record.aicpu()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("amp", ["float32", "float16"])
+def test_a_data_parallel_step_waits_for_nothing(tmp_path, amp, record_property):
+    """Through NPUDistributedDataParallel and hccl, with one process."""
+    command = [sys.executable, "-P", str(Path(__file__).with_name("one_rank.py")), str(tmp_path / "rendezvous"), amp]
+    there = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=there)
+    assert "Reducer buckets have been rebuilt" in done.stdout + done.stderr, done.stderr
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert counts.pop("places") == []
+    record_property(f"data-parallel, {amp}", counts)
+    assert counts["host syncs"] == counts["dynamic shapes"] == counts["AICPU risk"] == 0
+    assert counts["copies"] <= 3
 
 
 class SpyingHook(Hook):
