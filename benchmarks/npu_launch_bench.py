@@ -84,8 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         def assign(self, scores: Any, priors: Any, boxes: Any, gts: Any, labels: Any) -> Any:
             args = (scores[None], priors, boxes[None], gts[None], labels[None], torch.tensor([len(gts)], device="npu"))
             index, iou = yolox_ops.simota_assign(*args)
-            theirs = stock_assigner.assign(scores, priors, boxes, gts, labels)
-            other = (theirs.gt_inds.cpu()[None] - 1, theirs.max_overlaps.cpu()[None].clamp(min=0))
+            # On the CPU: a 910A would round the costs that MMDetection sorts.
+            theirs = stock_assigner.assign(*(arg.cpu() for arg in (scores, priors, boxes, gts, labels)))
+            other = (theirs.gt_inds[None] - 1, theirs.max_overlaps[None].clamp(min=0))
             compare_assignments(verdict, tuple(arg.cpu() for arg in args), (index.cpu(), iou.cpu()), other)
             return AssignResult(len(gts), index[0] + 1, iou[0], labels[index[0].clamp(min=0)])
 

@@ -26,6 +26,8 @@ class SGD(torch.optim.SGD):
     laid side by side in memory: a step is a few launches whatever their number.
     """
 
+    _asked_for_fused = False
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         alike: dict[tuple[Any, ...], list[Tensor]] = {}
@@ -35,14 +37,20 @@ class SGD(torch.optim.SGD):
         lay_together([parameter for parameters in alike.values() for parameter in parameters])
 
     @property
-    def _step_supports_amp_scaling(self) -> bool:  # type: ignore[override]
+    def _step_supports_amp_scaling(self) -> bool:
         """Whether a GradScaler may hand over `grad_scale` and `found_inf`, tensors on the device, to `step`, which then
         leaves the step out without anybody waiting. Not with dampening: whether a step is the first, which has none,
         would be for the device to know."""
+        if self._asked_for_fused:
+            return True
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         with_gradients = [parameter for parameter in parameters if parameter.grad is not None]
         dampened = any(group["dampening"] for group in self.param_groups)
         return bool(with_gradients) and not dampened and self._is_usual() and all(map(self._joins, with_gradients))
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        self._asked_for_fused = value  # as torch's constructor says of its own fused kernel
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
