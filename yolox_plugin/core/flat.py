@@ -106,3 +106,13 @@ def joined(tensors: Sequence[Tensor], block_of: torch.dtype | None = None) -> Te
 @functools.lru_cache(maxsize=64)
 def _zeros(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.zeros(count, dtype=dtype, device=device)
+
+
+def gradients_together(parameters: Sequence[Tensor]) -> Tensor:
+    """The gradients of parameters that lie side by side as one tensor `[N]`, of which they are parts from then on."""
+    whole = joined([parameter.grad for parameter in parameters if parameter.grad is not None])
+    begin = parameters[0].storage_offset()
+    for parameter in parameters if len(parameters) > 1 else ():
+        place = parameter.storage_offset() - begin
+        parameter.grad = whole[place : place + parameter.numel()].view(parameter.shape)
+    return whole

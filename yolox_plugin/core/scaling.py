@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.amp.grad_scaler import GradScaler, _refresh_per_optimizer_state  # torch 2.3 and newer
+from torch.amp.grad_scaler import GradScaler, OptState, _refresh_per_optimizer_state  # torch 2.3 and newer
 
-from .flat import merged
+from .flat import gradients_together, runs
 
 
 class DeviceGradScaler(GradScaler):
@@ -50,20 +50,35 @@ class DeviceGradScaler(GradScaler):
         if self._saturates:
             self._torch_npu.npu_clear_float_status(torch.zeros(8, device="npu"))
 
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        """See the stock class, which takes the reciprocal in float64: on the AI CPU."""
+        state = self._per_optimizer_states[id(optimizer)]
+        if not self._enabled or self._scale is None or state["stage"] is not OptState.READY:
+            super().unscale_(optimizer)
+            return
+        found_inf = torch.zeros((), device=self._scale.device)
+        state["found_inf_per_device"] = self._unscale_grads_(optimizer, self._scale.reciprocal(), found_inf, False)
+        state["stage"] = OptState.UNSCALED
+
+    def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """What `step` asks for where nobody has unscaled: done at once, as gradients are read in any case."""
+        self.unscale_(optimizer)
+        found: dict[str, Any] = self._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
+        return found
+
     def _unscale_grads_(
         self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
     ) -> dict[torch.device, Tensor]:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        with_gradients = [parameter for parameter in parameters if parameter.grad is not None]
+        pieces = [gradients_together([parameter for (parameter,) in run]) for run in runs(with_gradients)]
         if not self._saturates:
-            [pieces] = merged(gradients)
             torch._amp_foreach_non_finite_check_and_unscale_(pieces, found_inf, inv_scale)
             return {found_inf.device: found_inf}
         found_inf.copy_(self._torch_npu.npu_get_float_status(torch.zeros(8, device="npu"))[0] != 0)
         if dist.is_available() and dist.is_initialized():  # infinities spread through the gradients' sum, flags do not
             dist.all_reduce(found_inf, dist.ReduceOp.MAX)
-        if not allow_fp16:  # asked to unscale, not to look alone
-            torch._foreach_mul_(gradients, inv_scale)
+        torch._foreach_mul_(pieces, inv_scale)
         return {found_inf.device: found_inf}
 
     def update(self, new_scale: float | Tensor | None = None) -> None:

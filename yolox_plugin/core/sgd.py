@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .flat import joined, lay_together, merged, runs, spanned
+from .flat import gradients_together, lay_together, merged, runs, spanned
 from .targets import constant
 
 HYPERPARAMETERS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
@@ -153,7 +153,7 @@ class SGD(torch.optim.SGD):
         lists = [parameters, *([self._momenta(parameters)] if has_momentum else [])]
         for run in runs(*lists):
             own, *momenta = zip(*run, strict=True)
-            weights, gradients = spanned(own), joined([p.grad for p in own if p.grad is not None])
+            weights, gradients = spanned(own), gradients_together(own)
             buffer = spanned(momenta[0]) if momenta else None
             if factors is None:
                 buffers = [buffer]
@@ -206,16 +206,17 @@ def _step_or_not(
     grad_scale: Tensor | None,
 ) -> None:
     """torch's step, or none, as the device finds it."""
-    gradients = gradients / (1 if grad_scale is None else grad_scale)
-    if settings["maximize"]:
-        gradients.neg_()
+    if grad_scale is not None:
+        gradients.div_(grad_scale)  # where whoever looks at them later expects them
+    change = -gradients if settings["maximize"] else gradients
     if settings["weight_decay"]:
-        gradients.add_(weights, alpha=settings["weight_decay"])
-    gradients.masked_fill_(factors.stays, 0)  # not multiplied by 0, of which infinities make NaN
+        change = change.add(weights, alpha=settings["weight_decay"])
+    # Not multiplied by 0, of which infinities make NaN.
+    change = torch.where(factors.stays, constant((0.0,), change.dtype, change.device), change)
     if momenta is not None:
-        momenta.mul_(factors.momentum).add_(gradients)
-        gradients = gradients.add_(momenta, alpha=settings["momentum"]) if settings["nesterov"] else momenta
-    weights.addcmul_(gradients, factors.lr, value=-1)
+        momenta.mul_(factors.momentum).add_(change)
+        change = change.add_(momenta, alpha=settings["momentum"]) if settings["nesterov"] else momenta
+    weights.addcmul_(change, factors.lr, value=-1)
 
 
 def _layout(tensor: Tensor) -> tuple[int, ...] | None:
