@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler, OptState, _refresh_per_optimizer_state  # torch 2.3 and newer
 
 from .flat import gradients_together, runs
+from .sgd import SGD
 
 
 class DeviceGradScaler(GradScaler):
     """torch.amp.GradScaler whose decisions are taken on the device; its state is read for checkpoints alone.
 
-    torch_npu's own scaler reads every step whether gradients overflowed, and how long they have not. torch's reads
-    nothing where the optimizer can leave out a step itself (`yolox_plugin.core.sgd.SGD`), but grows and shrinks the
-    scale by an operator that an Ascend 910A has not, and that some versions of CANN refuse.
+    torch_npu's own scaler reads every step whether gradients overflowed, and how long they have not. torch's grows and
+    shrinks the scale by an operator that an Ascend 910A has not, and that some versions of CANN refuse. Here nothing is
+    read where the optimizer leaves out a step by itself, as `core.sgd.SGD` does.
 
     The arithmetic of an Ascend 910A has no infinities: it saturates and raises a flag, which is the sign of an overflow
     there.
@@ -60,11 +61,20 @@ class DeviceGradScaler(GradScaler):
         state["found_inf_per_device"] = self._unscale_grads_(optimizer, self._scale.reciprocal(), found_inf, False)
         state["stage"] = OptState.UNSCALED
 
-    def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """What `step` asks for where nobody has unscaled: done at once, as gradients are read in any case."""
-        self.unscale_(optimizer)
-        found: dict[str, Any] = self._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
-        return found
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        """See the stock class."""
+        state = self._per_optimizer_states[id(optimizer)]
+        usual = self._enabled and state["stage"] is not OptState.STEPPED
+        if not (usual and isinstance(optimizer, SGD) and optimizer.takes_found_inf()):
+            return super().step(optimizer, *args, **kwargs)
+        if state["stage"] is OptState.READY:
+            self.unscale_(optimizer)
+        [optimizer.found_inf] = state["found_inf_per_device"].values()
+        try:
+            return optimizer.step(*args, **kwargs)
+        finally:
+            optimizer.found_inf = None
+            state["stage"] = OptState.STEPPED
 
     def _unscale_grads_(
         self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool

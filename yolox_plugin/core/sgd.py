@@ -26,7 +26,7 @@ class SGD(torch.optim.SGD):
     laid side by side in memory: a step is a few launches whatever their number.
     """
 
-    _asked_for_fused = False
+    found_inf: Tensor | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -36,21 +36,17 @@ class SGD(torch.optim.SGD):
             alike.setdefault(tuple(group[name] for name in HYPERPARAMETERS), []).extend(of_npu)
         lay_together([parameter for parameters in alike.values() for parameter in parameters])
 
-    @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """Whether a GradScaler may hand over `grad_scale` and `found_inf`, tensors on the device, to `step`, which then
-        leaves the step out without anybody waiting. Not with dampening: whether a step is the first, which has none,
-        would be for the device to know."""
-        if self._asked_for_fused:
-            return True
+    def takes_found_inf(self) -> bool:
+        """Whether `step` leaves a step out by itself if the attribute `found_inf`, a tensor on the device, is not 0:
+        nobody waits for that then. Not with dampening: whether a step is the first, which has none, would be for the
+        device to know.
+
+        Not torch's `_step_supports_amp_scaling`, which scalers understand in several ways.
+        """
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         with_gradients = [parameter for parameter in parameters if parameter.grad is not None]
         dampened = any(group["dampening"] for group in self.param_groups)
         return bool(with_gradients) and not dampened and self._is_usual() and all(map(self._joins, with_gradients))
-
-    @_step_supports_amp_scaling.setter
-    def _step_supports_amp_scaling(self, value: bool) -> None:
-        self._asked_for_fused = value  # as torch's constructor says of its own fused kernel
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -72,15 +68,14 @@ class SGD(torch.optim.SGD):
                     has_momentum = self._momentum_of(parameter) is not None
                     values = [group[name] for name in HYPERPARAMETERS]
                     batches.setdefault((self._way(parameter), has_momentum, *values), []).append(parameter)
-        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         factors: dict[tuple[float, float], _Factors] = {}
         for (way, has_momentum, *values), parameters in batches.items():
             settings = dict(zip(HYPERPARAMETERS, values, strict=True))
             if way == "joined":
                 rate = (settings["momentum"], settings["lr"])
-                if found_inf is not None and rate not in factors:
-                    factors[rate] = _factors(settings, found_inf)
-                self._update_joined(parameters, has_momentum, settings, factors.get(rate), grad_scale)
+                if self.found_inf is not None and rate not in factors:
+                    factors[rate] = _factors(settings, self.found_inf)
+                self._update_joined(parameters, has_momentum, settings, factors.get(rate))
             else:
                 # On a CPU there are no launches to save, and torch's own choice rounds half types in another way.
                 self._update(parameters, way == "flat", settings | {"foreach": way == "foreach"})
@@ -138,7 +133,6 @@ class SGD(torch.optim.SGD):
         has_momentum: bool,
         settings: dict[str, Any],
         factors: "_Factors | None",
-        grad_scale: Tensor | None,
     ) -> None:
         """A step of parameters that lie side by side; with `factors`, one that may be none."""
         if settings["momentum"] and not has_momentum and factors is not None:
@@ -164,7 +158,7 @@ class SGD(torch.optim.SGD):
                         made = buffers[0][begin : begin + parameter.numel()].view(parameter.shape)
                         self.state[parameter]["momentum_buffer"] = made
             else:
-                _step_or_not(weights, gradients, buffer, settings, factors, grad_scale)
+                _step_or_not(weights, gradients, buffer, settings, factors)
 
     def _momenta(self, parameters: list[Tensor]) -> list[Tensor]:
         return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
@@ -203,11 +197,8 @@ def _step_or_not(
     momenta: Tensor | None,
     settings: dict[str, Any],
     factors: _Factors,
-    grad_scale: Tensor | None,
 ) -> None:
     """torch's step, or none, as the device finds it."""
-    if grad_scale is not None:
-        gradients.div_(grad_scale)  # where whoever looks at them later expects them
     change = -gradients if settings["maximize"] else gradients
     if settings["weight_decay"]:
         change = change.add(weights, alpha=settings["weight_decay"])
