@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from yolox_plugin.core.flat import joined, lay_together, merged
+from yolox_plugin.core.flat import gradients_together, joined, lay_together, merged
 
 SHAPES = ((3, 4), (1,), (), (8,), (5, 2, 1, 1), (0,), (32,))
 
@@ -74,6 +74,22 @@ def test_parameters_stay_themselves():
     whole.sub_(flat)
     for ours, (name, before) in zip(parameters, ((n, expected[n]) for n, _ in network.named_parameters()), strict=True):
         assert torch.equal(ours, before - ours.grad), name
+
+
+def test_gradients_become_parts_of_one():
+    """Of whatever layout they were: whoever changes the whole changes them."""
+    parameters = [torch.nn.Parameter(torch.randn(3, 4)), torch.nn.Parameter(torch.randn(5))]
+    apart = torch.nn.Parameter(torch.randn(2, 3))
+    lay_together(parameters)
+    for parameter in (*parameters, apart):
+        parameter.grad = (
+            torch.randn(parameter.shape[::-1]).t() if parameter.dim() == 2 else torch.randn(parameter.shape)
+        )
+    before = [parameter.grad.clone() for parameter in (*parameters, apart)]
+    for run in (parameters, [apart]):
+        gradients_together(run).mul_(2)
+    for parameter, gradient in zip((*parameters, apart), before, strict=True):
+        assert torch.equal(parameter.grad, gradient * 2)
 
 
 def test_nothing():

@@ -112,7 +112,7 @@ def gradients_together(parameters: Sequence[Tensor]) -> Tensor:
     """The gradients of parameters that lie side by side as one tensor `[N]`, of which they are parts from then on."""
     whole = joined([parameter.grad for parameter in parameters if parameter.grad is not None])
     begin = parameters[0].storage_offset()
-    for parameter in parameters if len(parameters) > 1 else ():
+    for parameter in parameters:
         place = parameter.storage_offset() - begin
         parameter.grad = whole[place : place + parameter.numel()].view(parameter.shape)
     return whole
