@@ -4,6 +4,7 @@
 import builtins
 import copy
 import errno
+import inspect
 import io
 import logging
 import os
@@ -488,6 +489,11 @@ def test_ten_kills_change_no_bit(tmp_path):
 
 def latest(folder):
     return max((int(path.stem.split("_")[1]) for path in folder.glob("epoch_*.pth")), default=0)
+
+
+def test_sgd_has_the_arguments_of_torchs():
+    """MMDetection 3 reads the first one's name."""
+    assert inspect.signature(SGD) == inspect.signature(torch.optim.SGD)
 
 
 def test_sgd_heeds_the_layout_of_gradients_and_momenta():

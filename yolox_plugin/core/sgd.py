@@ -1,5 +1,6 @@
 """torch's SGD, in as few launches as the hyperparameters allow."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ class SGD(torch.optim.SGD):
 
     found_inf: Tensor | None = None
 
+    @functools.wraps(torch.optim.SGD.__init__)  # registries read the arguments' names
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         alike: dict[tuple[Any, ...], list[Tensor]] = {}
