@@ -26,6 +26,7 @@ from tiny2 import write_config
 
 import yolox_plugin  # noqa: F401  registers its classes
 from yolox_plugin.core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint
+from yolox_plugin.core.sgd import SGD
 from yolox_plugin.run.demo_data import make_dataset
 
 TRAIN = Path(mmdet.__file__).parent / ".mim/tools/train.py"

@@ -29,7 +29,6 @@ class SGD(torch.optim.SGD):
 
     found_inf: Tensor | None = None
 
-    @functools.wraps(torch.optim.SGD.__init__)  # registries read the arguments' names
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         alike: dict[tuple[Any, ...], list[Tensor]] = {}
@@ -177,6 +176,9 @@ class SGD(torch.optim.SGD):
         others = [t for t in (parameter.grad, self._momentum_of(parameter)) if t is not None]
         layout = _layout(parameter)
         return layout is not None and all(_layout(t) == layout and t.dtype == parameter.dtype for t in others)
+
+
+functools.update_wrapper(SGD.__init__, torch.optim.SGD.__init__)  # registries read the arguments' names
 
 
 class _Factors(NamedTuple):
