@@ -94,18 +94,9 @@ std::tuple<at::Tensor, at::Tensor> box_iou_backward(const at::Tensor& grad, cons
   grad_divisor = grad_divisor * share_of_larger(divisor, eps);
   if (mode != "iof") grad_inter = grad_inter - grad_divisor;
   const at::Tensor grad_gap = through_clamp(grad_inter.unsqueeze(-1) * swapped(sides), gap);
-  // Of the second corners, and, negative, of the first: both in one go.
-  const at::Tensor from_b2_a1 =
-      grad_gap * share_of_larger(broadcast_stack(p.b2, p.a1), broadcast_stack(p.a2, p.b1));
-  const at::Tensor from_a2_b1 = grad_gap - from_b2_a1;
-  const auto added = [](const at::Tensor& sum, const at::Tensor& more) {
-    return sum.defined() ? sum + more : more;
-  };
-  const auto taken = [](const at::Tensor& sum, const at::Tensor& less) {
-    return sum.defined() ? sum - less : -less;
-  };
-  grad_a2 = added(grad_a2, from_b2_a1.select(0, 0)), grad_b2 = added(grad_b2, from_a2_b1.select(0, 0));
-  grad_a1 = taken(grad_a1, from_b2_a1.select(0, 1)), grad_b1 = taken(grad_b1, from_a2_b1.select(0, 1));
+  const at::Tensor share = share_of_larger(broadcast_stack(p.b2, p.a1), broadcast_stack(p.a2, p.b1));
+  shared(grad_gap, share.select(0, 0), grad_a2, grad_b2);
+  shared(-grad_gap, share.select(0, 1), grad_a1, grad_b1);
   const at::Tensor of_area1 = grad_divisor.unsqueeze(-1) * swapped(size1);
   grad_a1 = grad_a1 - of_area1, grad_a2 = grad_a2 + of_area1;
   if (mode != "iof") {

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .targets import carry
+
 # Bytes from which a tensor travels alone: for smaller ones, gts and the like, a copy costs more than their bytes.
 LARGE = 1 << 20
 ALIGNMENT = 64  # bytes, of each tensor in a parcel
@@ -47,7 +49,7 @@ def send(batch: Any, device: torch.device) -> Any:
         if tensor.device.type != "cpu" or tensor.layout != torch.strided:
             arrived[key] = tensor.to(device, non_blocking=True)
         elif tensor.numel() * tensor.element_size() >= LARGE:
-            arrived[key] = _pinned(tensor).to(device, non_blocking=True)
+            arrived[key] = carry(tensor.contiguous(), device)
         else:
             small.append(tensor)
     parcel: list[tuple[Tensor, int, int]] = []
@@ -59,11 +61,7 @@ def send(batch: Any, device: torch.device) -> Any:
     packed = torch.empty(end, dtype=torch.uint8, pin_memory=bool(end))
     for tensor, begin, size in parcel:
         packed[begin : begin + size].view(tensor.dtype).view(tensor.shape).copy_(tensor)
-    there = packed.to(device, non_blocking=True)
+    there = carry(packed, device)
     for tensor, begin, size in parcel:
         arrived[id(tensor)] = there[begin : begin + size].view(tensor.dtype).view(tensor.shape)
     return _replaced(batch, arrived)
-
-
-def _pinned(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_pinned() else tensor.contiguous().pin_memory()

@@ -142,11 +142,13 @@ class SGD(torch.optim.SGD):
             lay_together(self._momenta(parameters))
             torch._foreach_zero_(merged(self._momenta(parameters))[0])
             has_momentum = True
-        if has_momentum and len(merged(parameters)[0]) < len(merged(parameters, self._momenta(parameters))[0]):
+        lists = [parameters, *([self._momenta(parameters)] if has_momentum else [])]
+        found = list(runs(*lists))
+        if has_momentum and len(found) > 1 and len(found) > len(list(runs(parameters))):
             # As they come from a checkpoint.
             lay_together(self._momenta(sorted(parameters, key=lambda parameter: parameter.data_ptr())))
-        lists = [parameters, *([self._momenta(parameters)] if has_momentum else [])]
-        for run in runs(*lists):
+            found = list(runs(*lists))
+        for run in found:
             own, *momenta = zip(*run, strict=True)
             weights, gradients = spanned(own), gradients_together(own)
             buffer = spanned(momenta[0]) if momenta else None
