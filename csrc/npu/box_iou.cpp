@@ -12,15 +12,15 @@
 namespace yolox_ops::npu {
 namespace {
 
-// Boxes as corners [..., 2], broadcast against each other.
+// Corners [2, ...] of boxes [N, 4] and [M, 4], broadcast against each other.
 struct Pair {
   at::Tensor a1, a2, b1, b2;
   Pair(const at::Tensor& boxes1, const at::Tensor& boxes2, bool aligned) {
     const auto type = compute_type(boxes1.scalar_type());
-    const at::Tensor a = aligned ? boxes1.to(type) : boxes1.to(type).unsqueeze(1);
-    const at::Tensor b = aligned ? boxes2.to(type) : boxes2.to(type).unsqueeze(0);
-    a1 = a.narrow(-1, 0, 2), a2 = a.narrow(-1, 2, 2);
-    b1 = b.narrow(-1, 0, 2), b2 = b.narrow(-1, 2, 2);
+    at::Tensor a = boxes1.to(type).t().contiguous(), b = boxes2.to(type).t().contiguous();
+    if (!aligned) a = a.unsqueeze(2), b = b.unsqueeze(1);
+    a1 = a.narrow(0, 0, 2), a2 = a.narrow(0, 2, 2);
+    b1 = b.narrow(0, 0, 2), b2 = b.narrow(0, 2, 2);
   }
 };
 
@@ -29,7 +29,7 @@ at::Tensor broadcast_stack(const at::Tensor& a, const at::Tensor& b) {
   return at::stack({a.expand(shape), b.expand(shape)});
 }
 
-at::Tensor swapped(const at::Tensor& sides) { return sides.flip(-1); }
+at::Tensor swapped(const at::Tensor& sides) { return sides.flip(0); }
 
 // How much of the gradient of max(a, b) is a's: half where they are equal, as torch.maximum has it. `b` is a
 // tensor or a number.
@@ -87,25 +87,25 @@ std::tuple<at::Tensor, at::Tensor> box_iou_backward(const at::Tensor& grad, cons
     grad_divisor = grad_divisor + upstream / enclosing;
     const at::Tensor grad_enclosing =
         -(upstream / enclosing * (clamped / enclosing)) * share_of_larger(hull_area, eps);
-    const at::Tensor grad_hull = through_clamp(grad_enclosing.unsqueeze(-1) * swapped(hull_sides), hull);
+    const at::Tensor grad_hull = through_clamp(grad_enclosing.unsqueeze(0) * swapped(hull_sides), hull);
     shared(grad_hull, share_of_larger(p.a2, p.b2), grad_a2, grad_b2);
     shared(-grad_hull, share_of_larger(p.b1, p.a1), grad_a1, grad_b1);
   }
   grad_divisor = grad_divisor * share_of_larger(divisor, eps);
   if (mode != "iof") grad_inter = grad_inter - grad_divisor;
-  const at::Tensor grad_gap = through_clamp(grad_inter.unsqueeze(-1) * swapped(sides), gap);
+  const at::Tensor grad_gap = through_clamp(grad_inter.unsqueeze(0) * swapped(sides), gap);
   const at::Tensor share = share_of_larger(broadcast_stack(p.b2, p.a1), broadcast_stack(p.a2, p.b1));
   shared(grad_gap, share.select(0, 0), grad_a2, grad_b2);
   shared(-grad_gap, share.select(0, 1), grad_a1, grad_b1);
-  const at::Tensor of_area1 = grad_divisor.unsqueeze(-1) * swapped(size1);
+  const at::Tensor of_area1 = grad_divisor.unsqueeze(0) * swapped(size1);
   grad_a1 = grad_a1 - of_area1, grad_a2 = grad_a2 + of_area1;
   if (mode != "iof") {
-    const at::Tensor of_area2 = grad_divisor.unsqueeze(-1) * swapped(size2);
+    const at::Tensor of_area2 = grad_divisor.unsqueeze(0) * swapped(size2);
     grad_b1 = grad_b1 - of_area2, grad_b2 = grad_b2 + of_area2;
   }
-  at::Tensor grad1 = at::cat({grad_a1, grad_a2}, -1), grad2 = at::cat({grad_b1, grad_b2}, -1);
-  if (!aligned) grad1 = grad1.sum(1), grad2 = grad2.sum(0);
-  return {grad1.to(boxes1.scalar_type()), grad2.to(boxes2.scalar_type())};
+  at::Tensor grad1 = at::cat({grad_a1, grad_a2}), grad2 = at::cat({grad_b1, grad_b2});
+  if (!aligned) grad1 = grad1.sum(2), grad2 = grad2.sum(1);
+  return {grad1.t().contiguous().to(boxes1.scalar_type()), grad2.t().contiguous().to(boxes2.scalar_type())};
 }
 
 }  // namespace yolox_ops::npu

@@ -53,7 +53,7 @@ std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const
   const Costs costs = simota_costs(as_float(scores), as_float(centers), as_float(boxes), as_float(gt_boxes),
                                    gt_labels, center_radius, cls_weight, iou_weight, kDear);
   const at::Tensor valid = (at::arange(padded, num_gts.options()) < num_gts.unsqueeze(1)).unsqueeze(2);
-  const at::Tensor own = costs.inside.any(0) & valid;
+  const at::Tensor own = costs.inside.select(0, 0).logical_or(costs.inside.select(0, 1)).logical_and_(valid);
   const at::Tensor allowed = own.any(1, /*keepdim=*/true) & valid;  // candidates of any gt, for every gt
   const at::Tensor infinite = at::full({}, kInfinity, floats);
 
@@ -64,8 +64,8 @@ std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const
   const at::Tensor chosen = least(cost, cheapest, k);
 
   const at::Tensor takers = chosen.sum(1, /*keepdim=*/true, at::kFloat);
-  const at::Tensor eligible =
-      (takers > 1).logical_and(allowed).logical_or_(chosen);  // all gts where contested
+  // All gts where contested; the cost of those that are not allowed is infinite already.
+  const at::Tensor eligible = (takers > 1).logical_or(chosen);
   const at::Tensor owner = at::where(eligible, cost, infinite).argmin(1, /*keepdim=*/true);
   const at::Tensor background = takers.squeeze(1) == 0;
   at::Tensor iou = costs.iou.gather(1, owner).squeeze(1).masked_fill_(background, 0);

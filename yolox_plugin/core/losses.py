@@ -7,8 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-
-from yolox_ops import box_iou
+from torch.autograd.function import once_differentiable
 
 from .predictions import Predictions
 from .targets import Assignment, constant, gather_targets
@@ -46,6 +45,21 @@ def gathered_losses(
     return found, torch.tensor(len(positives), dtype=torch.float, device=boxes.device)
 
 
+class KnownIoU(torch.autograd.Function):
+    """`yolox_ops.box_iou` of aligned boxes `[N, 4]`, of which the values `[N]` are known; only derived here."""
+
+    @staticmethod
+    def forward(ctx: Any, boxes: Tensor, others: Tensor, iou: Tensor) -> Tensor:
+        ctx.save_for_backward(boxes, others)
+        return iou.view_as(iou)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        boxes, others = ctx.saved_tensors
+        return torch.ops.yolox_ops.box_iou_backward(grad, boxes, others, "iou", True, 1e-6)[0], None, None
+
+
 def masked_losses(
     predictions: Predictions,
     boxes: Tensor,
@@ -57,7 +71,8 @@ def masked_losses(
     """The sums of mmdet's standard losses, over all priors with a mask instead of over the positives.
 
     Nothing here waits for the device or has a shape that depends on a result, which is what an accelerator wants. On a
-    CPU, gathering the positives is faster.
+    CPU, gathering the positives is faster. The IoU of a positive is the assignment's, so a box with a NaN or an infinite
+    side counts as one that does not overlap; its gradient is NaN, as ever.
 
     Args:
         boxes: `[B, P, 4]` decoded (x1, y1, x2, y2), pixels.
@@ -69,17 +84,21 @@ def masked_losses(
         The sums by mmdet's names, with neither loss weights nor division by the number of positives, and that number.
     """
     cls_logits, box_preds, obj_logits, priors, _ = predictions
-    gt_index, iou, gt_boxes, gt_labels = assignment
+    gt_index, gt_boxes, gt_labels = assignment.gt_index, assignment.gt_boxes, assignment.gt_labels
+    iou = assignment.iou.to(boxes.dtype)
     positive = gt_index >= 0
     mask = positive.to(cls_logits.dtype)
-    row = gt_index.clamp(min=0)
-    labels = gt_labels.gather(1, row)
-    wanted = gt_boxes.gather(1, row[..., None].expand(-1, -1, 4))
+    # Rows of the gts of all images laid end to end: an accelerator copies those faster than it gathers image by image.
+    most = gt_labels.shape[1]
+    first = constant(tuple(range(0, gt_labels.numel(), most)), gt_index.dtype, gt_index.device)
+    row = (gt_index + first[:, None]).clamp_(min=0).flatten()
+    labels = gt_labels.flatten().index_select(0, row).view(gt_index.shape)
+    wanted = gt_boxes.flatten(0, 1).index_select(0, row)
     classes = constant(tuple(range(cls_logits.shape[2])), labels.dtype, labels.device)
-    target = (classes == labels[..., None]) * iou[..., None].to(mask.dtype)
+    target = (classes == labels[..., None]) * iou[..., None]
     # What does not count is replaced before the loss, not multiplied by 0 after it: 0 * inf is NaN.
     inside = positive[..., None]
-    overlap = box_iou(torch.where(inside, boxes, wanted).flatten(0, 1), wanted.flatten(0, 1), aligned=True)
+    overlap = KnownIoU.apply(torch.where(inside, boxes, wanted.view_as(boxes)).flatten(0, 1), wanted, iou.flatten())
     if iou_mode == "square":  # (1 - IoU^2), where clamping at mmdet's eps makes no difference
         box_loss = torch.addcmul(constant((1,), overlap.dtype, overlap.device), overlap, overlap, value=-1)
     else:
@@ -91,7 +110,7 @@ def masked_losses(
         "loss_obj": F.binary_cross_entropy_with_logits(obj_logits, mask, reduction="sum"),
     }
     if use_l1:
-        losses["loss_l1"] = (box_preds - l1_targets(wanted, priors)).masked_fill(~inside, 0).abs().sum()
+        losses["loss_l1"] = (box_preds - l1_targets(wanted.view_as(boxes), priors)).masked_fill(~inside, 0).abs().sum()
     return losses, mask.sum()
 
 

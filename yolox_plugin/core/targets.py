@@ -1,7 +1,7 @@
 """YOLOX's training targets for a whole batch. Needs torch and yolox_ops only."""
 
 import functools
-import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -68,18 +68,16 @@ def bucket(count: int) -> int:
 def pad_to_bucket(gt_boxes: Sequence[Tensor], gt_labels: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes `[B, G, 4]`, labels `[B, G]` and numbers `[B]` of gts, G being the `bucket` of the most that an image has.
 
-    A handful of launches whatever the batch: the host knows where each row comes from, and its list of that travels
-    without being waited for.
+    One launch for the boxes, one for the labels, and a copy of the numbers that is not waited for.
     """
-    device, lengths = gt_labels[0].device, [len(labels) for labels in gt_labels]
-    size, ends, rows = bucket(max(lengths)), list(itertools.accumulate(lengths)), []
-    for length, end in zip(lengths, ends, strict=True):
-        rows += [*range(end - length, end), *[ends[-1]] * (size - length)]  # padding: the row behind all gts
-    plan = carry(torch.tensor([*rows, *lengths]), device)
-    order, counts = plan[: len(rows)], plan[len(rows) :]
-    boxes = torch.cat([*gt_boxes, constant((0, 0, 0, 0), gt_boxes[0].dtype, device)[None]]).index_select(0, order)
-    labels = torch.cat([*gt_labels, constant((0,), gt_labels[0].dtype, device)]).index_select(0, order)
-    return boxes.view(len(lengths), size, 4), labels.view(len(lengths), size), counts
+    lengths = [len(labels) for labels in gt_labels]
+    size = bucket(max(lengths))
+
+    def filled(gts: Sequence[Tensor], row: tuple[int, ...]) -> Tensor:
+        none = constant((0,) * (size * math.prod(row)), gts[0].dtype, gts[0].device).view(size, *row)
+        return torch.cat([part for own in gts for part in (own, none[len(own) :])]).view(len(gts), size, *row)
+
+    return filled(gt_boxes, (4,)), filled(gt_labels, ()), carry(torch.tensor(lengths), gt_labels[0].device)
 
 
 @torch.no_grad()
