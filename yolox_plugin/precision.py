@@ -1,21 +1,12 @@
-"""The precision of a network's convolutions, and its activations, for both hosts."""
+"""The precision of a network's convolutions, for both hosts."""
 
 import contextlib
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from mmcv.cnn.bricks import Swish
 from torch import Tensor, nn
 
 LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class FusedSwish(Swish):
-    """mmcv's Swish is x * sigmoid(x) in two steps that each keep a tensor for backward; torch has it as one."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.silu(x)
 
 
 class Precision:
@@ -39,9 +30,6 @@ class Precision:
         """To be called once for a network that is built."""
         if self._channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for module in network.modules():
-            if type(module) is Swish:  # it stays the same module, with whatever hooks it has
-                module.__class__ = FusedSwish
 
     def laid_out(self, img: Tensor) -> Tensor:
         """The images in the layout of the network's weights."""

@@ -16,7 +16,7 @@ from yolox_plugin.core.predictions import grid_priors
 from yolox_plugin.core.targets import bucket, constant
 from yolox_plugin.mmdet2.assigner import SimOTAAssigner
 from yolox_plugin.mmdet2.head import YOLOXHead
-from yolox_plugin.precision import FusedSwish
+from yolox_plugin.network import FusedSwish
 
 
 def detector(name, *, stock):

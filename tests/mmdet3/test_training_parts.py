@@ -39,7 +39,7 @@ from yolox_plugin.mmdet3.ema import ExpMomentumEMA
 from yolox_plugin.mmdet3.history import DeferredHistory, Waiting
 from yolox_plugin.mmdet3.hooks import RuntimeInfoHook, SyncNormHook, YOLOXModeSwitchHook
 from yolox_plugin.mmdet3.sizes import BatchSyncRandomResize
-from yolox_plugin.precision import FusedSwish
+from yolox_plugin.network import FusedSwish
 from yolox_plugin.protocol import Moment
 
 

@@ -11,6 +11,7 @@ from ..core.forward import in_few_launches
 from ..core.losses import parse
 from ..core.schedule import input_size
 from ..core.targets import constant
+from ..network import quicken
 from ..precision import Precision
 from ..protocol import Moment, TrainingPart
 
@@ -31,6 +32,7 @@ class YOLOX(StockYOLOX, TrainingPart):
         self.autocast = autocast
         self._precision = Precision(autocast)
         self._precision.prepare(self)
+        quicken(self)
         self._seed: int | None = None
 
     def start_epoch(self, moment: Moment) -> None:

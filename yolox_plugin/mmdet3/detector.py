@@ -10,6 +10,7 @@ from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
 from ..core.losses import parse
+from ..network import quicken
 from ..precision import Precision
 from ..protocol import Moment, TrainingPart
 
@@ -28,6 +29,7 @@ class YOLOX(StockYOLOX, TrainingPart):
         self.autocast = autocast
         self._precision = Precision(autocast)
         self._precision.prepare(self)
+        quicken(self)
         self._in_epoch = False
         # Each image, and each tensor of its gts, is copied by itself: three waits for the GPU an image if it is waited
         # for. CUDA has read pageable memory when such a copy returns; of other devices that is not sure.
