@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import npu_model
 import report
 from machine import caption
 
@@ -116,6 +117,14 @@ def npu_table(data: Data) -> str:
     )
 
 
+def npu_model_table(runs: Data) -> str:
+    return npu_model.table(list(runs.values()), {}, npu_model.WORKERS)
+
+
+def npu_model_chart(path: Path, runs: Data) -> None:
+    npu_model.plot(path, npu_model.all_rows(list(runs.values()), {}, npu_model.WORKERS))
+
+
 # Name of the run: (the page with its table, what makes the table), and (its chart, what draws it).
 TABLES: dict[str, tuple[str, Callable[[Data], str]]] = {
     "train": ("training.md", train_tables),
@@ -124,17 +133,26 @@ TABLES: dict[str, tuple[str, Callable[[Data], str]]] = {
     "pipeline_mmdet3": ("mmdet3.md", pipeline_table),
     "npu": ("npu.md", npu_table),
     "npu_910a": ("npu.md", npu_table),
+    "npu_model": ("npu.md", npu_model_table),
 }
 CHARTS: dict[str, tuple[str, Callable[[Path, Data], None]]] = {
     "ops": ("ops_bench.png", report.plot),
     "train": ("train_bench.png", train_chart),
     "pipeline": ("pipeline_bench.png", pipeline_chart),
+    "npu_model": ("npu_model.png", npu_model_chart),
 }
+# What is made of several runs.
+SEVERAL = {"npu_model": ("npu_910a", "npu")}
+
+
+def files(name: str) -> list[str]:
+    return [f"{run}.json" for run in SEVERAL.get(name, (name,))]
 
 
 def read(name: str) -> Data:
-    found: Data = json.loads((DOCS / "figures" / f"{name}.json").read_text())
-    return found
+    """A run, or several by their files' names."""
+    found: Data = {file: json.loads((DOCS / "figures" / file).read_text()) for file in files(name)}
+    return found if name in SEVERAL else found[f"{name}.json"]
 
 
 def with_tables(page: str, runs: dict[str, Data]) -> str:
@@ -142,7 +160,8 @@ def with_tables(page: str, runs: dict[str, Data]) -> str:
     text = (DOCS / page).read_text()
     for name, data in runs.items():
         if name in TABLES and TABLES[name][0] == page:
-            begin, end = f"<!-- {name}.json: python benchmarks/figures.py -->", f"<!-- end of {name}.json -->"
+            source = " and ".join(files(name))
+            begin, end = f"<!-- {source}: python benchmarks/figures.py -->", f"<!-- end of {source} -->"
             table = f"{begin}\n{TABLES[name][1](data)}\n{end}"
             text, count = re.subn(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: table, text, flags=re.DOTALL)  # noqa: B023
             if count != 1:
@@ -153,19 +172,17 @@ def with_tables(page: str, runs: dict[str, Data]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     description = __doc__.splitlines()[0] if __doc__ else None
     argparse.ArgumentParser(description=description).parse_args(argv)
-    runs, missing = {}, []
-    for name in dict.fromkeys([*TABLES, *CHARTS]):
-        if (DOCS / "figures" / f"{name}.json").exists():
-            runs[name] = read(name)
-        else:
-            missing.append(f"docs/figures/{name}.json")
+    names = dict.fromkeys([*TABLES, *CHARTS])
+    wanted = dict.fromkeys(file for name in names for file in files(name))
+    missing = [file for file in wanted if not (DOCS / "figures" / file).exists()]
+    runs = {name: read(name) for name in names if not set(missing).intersection(files(name))}
     for page in {page for page, _ in TABLES.values()}:
         (DOCS / page).write_text(with_tables(page, runs))
     for name, (chart, draw) in CHARTS.items():
         if name in runs:
             draw(DOCS / chart, runs[name])
-    for path in missing:
-        print(f"{path} is missing: `make measure`")
+    for file in missing:
+        print(f"docs/figures/{file} is missing: `make measure`")
     return int(bool(missing))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import cases
 import figures
 import limits
+import npu_model
 import ops_bench
 import parity
 import peers
@@ -312,3 +313,84 @@ def test_a_page_without_its_markers_is_an_error(docs, tmp_path):
     (tmp_path / "npu.md").write_text("nothing")
     with pytest.raises(ValueError, match=r"docs/npu.md must have <!-- npu.json: .* once, has them 0 times"):
         docs.with_tables("npu.md", {"npu": docs.read("npu")})
+
+
+def counts(launches, waits, ai_cpu):
+    return {"launches": launches, "host syncs": waits, "AICPU risk": ai_cpu, "copies": 0}
+
+
+def counted_run(**plugin):
+    """A run of two numbers of gts, which MMDetection's loss depends on and the plugin's does not."""
+    rows = {
+        "mmdet": [counts(5000, 100, 50), counts(1000, 20, 10), counts(3000, 60, 40)],
+        "plugin": [counts(1000, 0, 0) | plugin, counts(100, 0, 0), counts(100, 0, 0)],
+    }
+    names = ("step, float16", "head.loss, 10 gts", "head.loss, 30 gts")
+    found = [
+        {"what": what, "who": who, **row} for who, some in rows.items() for what, row in zip(names, some, strict=True)
+    ]
+    return {"machine": {"SOC": "A2", "images": 8}, "rows": found}
+
+
+GIVEN = {"launch": 10.0, "wait": 50.0, "ai-cpu": 100.0, "device": 50.0, "sample": 20.0}
+
+
+def test_modelled_images_a_second():
+    mmdet10, mmdet30, plugin = npu_model.modelled(counted_run(), GIVEN, workers=4)
+    assert [row.what for row in (mmdet10, plugin)] == ["A2, mmdet, 10 gts", "A2, plugin, 10 to 30 gts"]
+    assert mmdet10.step == pytest.approx(0.05 + 0.005 + 0.005)  # the host's 5000 launches are the device's time
+    assert mmdet30.step == pytest.approx(0.07 + 0.007 + 0.008)  # 7000 launches, 140 waits, 80 calls on the AI CPU
+    assert mmdet30.rate == pytest.approx(64 / 0.085)
+    assert plugin.rate == pytest.approx(64 / 0.05) == plugin.low == plugin.high  # no cost is assumed
+    assert npu_model.modelled(counted_run(), GIVEN, workers=2)[2].rate == pytest.approx(800)  # the loader's
+
+
+def test_assumed_costs_alone_are_doubled_and_halved():
+    assumed = npu_model.modelled(counted_run(), {}, workers=4)[1]
+    assert (assumed.low * 2, assumed.high / 2) == pytest.approx((assumed.rate, assumed.rate))
+    some = npu_model.modelled(counted_run(), {"launch": 10.0, "device": 50.0}, workers=4)[1]
+    assert some.rate / 2 < some.low < some.rate < some.high < some.rate * 2
+
+
+@pytest.mark.parametrize("given", [{}, GIVEN, {"device": 1.0}])
+@pytest.mark.parametrize("what", ["launches", "host syncs", "AICPU risk"])
+def test_a_step_that_asks_less_is_not_modelled_slower(given, what):
+    rates = [
+        npu_model.modelled(counted_run(**{what: count}), given, workers=4)[-1].rate
+        for count in (20000, 10000, 5000, 500, 100, 0)
+    ]
+    assert rates == sorted(rates) and rates[0] < rates[-1]
+
+
+def test_the_model_of_the_committed_counts(capsys, tmp_path):
+    assert npu_model.main(["--plot", str(tmp_path / "m.png")]) == 0
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+    text = capsys.readouterr().out
+    assert "trust it to a factor of 2" in text
+    assert all(what in text for what, _ in npu_model.PUBLISHED)
+    for committed in figures.read("npu_model").values():
+        soc = committed["machine"]["SOC"]
+        step = next(row for row in committed["rows"] if (row["what"], row["who"]) == ("step, float16", "mmdet"))
+        by_gts = npu_model.counted(committed, "mmdet")
+        assert step.items() >= by_gts[10].items() and list(by_gts) == [10, 30, 60, 120]
+        rows = npu_model.modelled(committed, {}, npu_model.WORKERS)
+        mmdet, plugin = ([row.rate for row in rows if row.who == who] for who in ("mmdet", "plugin"))
+        assert mmdet == sorted(mmdet, reverse=True) and min(plugin) > max(mmdet)
+        assert all(f"| {row.what}" in text for row in rows) and f"- {soc}: " in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--launch", 0), "--launch must be more than 0, got 0"),
+        (("--workers", 0), "--workers must be at least 1, got 0"),
+        (("--plot", "/no/such/folder/m.png"), "the folder of /no/such/folder/m.png does not exist"),
+        (("no.json",), "no.json does not exist"),
+        ((figures.DOCS / "figures/ops.json",), "expected what npu_launch_bench.py --json writes of YOLOX-M on"),
+    ],
+)
+def test_bad_options_of_the_model(options, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        npu_model.main([str(option) for option in options])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
