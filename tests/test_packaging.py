@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import venv
@@ -48,6 +49,18 @@ def test_self_check_finds_a_wrong_operator(monkeypatch, capsys, name):
     printed = capsys.readouterr().out
     assert re.search(rf"cpu: {name} FAILED: .*mismatch", printed, re.I)
     assert printed.endswith("self-check: 1 FAILED\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_the_self_check_ends_quietly_when_nobody_reads_on(unbuffered):
+    """As in `python -m yolox_ops | head -1`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "yolox_ops"], cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.close()
+    assert "BrokenPipeError" not in process.stderr.read()
+    assert process.wait() == 128 + signal.SIGPIPE
 
 
 def test_the_reference_has_every_operator():

@@ -1,6 +1,8 @@
 """`python -m yolox_ops`: what was built, and every operator against its specification on every device of this build."""
 
 import importlib.util
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +13,7 @@ from torch import Tensor
 import yolox_ops
 
 from . import _C, reference
+from ._device_report import NO_FALLBACK, build, report
 
 
 def situation(gts: int = 12, size: int = 160, classes: int = 20) -> dict[str, Tensor]:
@@ -75,12 +78,26 @@ def results(ops: Any, device: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield "mixup_blend", on_cpu(lambda: ops.mixup_blend(picture, picture[:50], (70, 30), (77, 33), (9, 7), True))
 
 
+def training(device: str) -> dict[str, Callable[[], object]]:
+    """The operators that train, each with a call as training makes it, from tensors that are on the device already."""
+    case: dict[str, Any] = {name: value.to(device) for name, value in situation().items()}
+    boxes = case["boxes"][0]
+    leaf = boxes.clone().requires_grad_()
+    average, value = [boxes.clone()], [boxes + 1]
+    return {
+        "simota_assign": lambda: yolox_ops.simota_assign(**case),
+        "box_iou": lambda: yolox_ops.box_iou(leaf, boxes, aligned=True).sum().backward(),  # type: ignore[no-untyped-call]
+        "ema_update_": lambda: yolox_ops.ema_update_(average, value, 0.5),
+    }
+
+
 def devices() -> list[str]:
     """The CPU, and each accelerator with a backend in this build that is here."""
     found = ["cpu"]
     if torch.cuda.is_available():
         found.append("cuda")
     if importlib.util.find_spec("torch_npu"):
+        os.environ.setdefault(NO_FALLBACK, "1")
         import torch_npu
 
         if torch_npu.npu.is_available():
@@ -88,46 +105,42 @@ def devices() -> list[str]:
     return found
 
 
-def waiting_operator(device: str) -> str | None:
-    """The training operators under the device's own watch: the message of the first that makes the host wait."""
-    module = getattr(torch, device)
-    case: dict[str, Any] = {name: value.to(device) for name, value in situation().items()}
-    boxes = case["boxes"][0]
-    module.synchronize()
-    module.set_sync_debug_mode("error")
-    try:
-        yolox_ops.simota_assign(**case)
-        yolox_ops.box_iou(boxes, boxes, aligned=True)
-        yolox_ops.ema_update_([boxes], [boxes + 1], 0.5)
-    except RuntimeError as error:  # what this mode raises
-        return str(error).splitlines()[0]
-    finally:
-        module.set_sync_debug_mode("default")
-    return None
+def check(device: str) -> dict[str, str]:
+    """Prints how each operator compares with its reference; returns the errors of those that do not agree."""
+    failed = {}
+    # An accelerator has fewer: the last one is the CPU's alone.
+    for (name, run), (_, specification) in zip(results(yolox_ops, device), results(reference, "cpu"), strict=False):
+        try:
+            torch.testing.assert_close(run(), specification(), rtol=1e-5, atol=2e-4)
+        except (AssertionError, RuntimeError) as error:  # another result, or none
+            failed[name] = " ".join(str(error).split())
+            print(f"{device}: {name} FAILED: {failed[name]}")
+        else:
+            print(f"{device}: {name} agrees with its reference")
+    return failed
 
 
 def main() -> int:
-    print(f"built for torch {_C.torch_version} with {_C.compiler}, running under torch {torch.__version__}")
+    print(f"yolox_ops {build()}, running under torch {torch.__version__}")
     print(f"CPU kernels: {', '.join(_C.cpu_capabilities)}; in use: {yolox_ops.cpu_capability()}")
     print(f"backends: {', '.join(_C.backends)}" + (f"; sanitizers: {_C.sanitizers}" if _C.sanitizers else ""))
-    failures = 0
-    for device in devices():
-        # An accelerator has fewer: the last one is the CPU's alone.
-        for (name, run), (_, specification) in zip(results(yolox_ops, device), results(reference, "cpu"), strict=False):
-            try:
-                torch.testing.assert_close(run(), specification(), rtol=1e-5, atol=2e-4)
-            except AssertionError as error:
-                failures += 1
-                print(f"{device}: {name} FAILED: {' '.join(str(error).split())}")
-            else:
-                print(f"{device}: {name} agrees with its reference")
-        if device != "cpu":
-            found = waiting_operator(device)
-            failures += found is not None
-            print(f"{device}: training operators {f'FAILED, they wait: {found}' if found else 'wait for nothing'}")
+    failed = {device: check(device) for device in devices()}
+    failures = sum(map(len, failed.values()))
+    for device in [*failed][1:]:
+        operators = {name: run for name, run in training(device).items() if name not in failed[device]}
+        print()
+        for name, value in report(device, operators, failed[device]):
+            failures += value.startswith("FAILED")
+            print(f"{name + ':':13}{value}", flush=True)  # at once: the profiler, which comes last, may take long
     print(f"self-check: {f'{failures} FAILED' if failures else 'passed'}")
     return int(failures > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough: end as if the signal had ended it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch_npu  # noqa: F401  brings the device
+import torch_npu
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN_NAME = "tests/npu_sim/device.py"
@@ -335,6 +335,8 @@ def _on_cpu(op: Any, name: str) -> Callable[..., Any]:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         call = None if is_view else _describe(name, args, kwargs)
         if call is not None:
+            if call.waits and torch_npu.npu.get_sync_debug_mode() == 2:  # "error", as torch_npu's own kernels do
+                raise RuntimeError("called a synchronizing NPU operation")
             for record in _open:
                 record.calls += [call, *[replace(call, waits=False)] * (_launches(base, args, kwargs) - 1)]
         if SOC == "910A" and any(t.dtype == torch.bfloat16 for t in _tensors([*args, *kwargs.values()])):

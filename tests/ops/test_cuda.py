@@ -8,6 +8,7 @@ from gpu import needs_gpu, no_waits, on_gpu
 
 import yolox_ops
 from yolox_ops import SimOTAParameters
+from yolox_ops.__main__ import main
 
 pytestmark = needs_gpu
 KINDS = ("trained", "untrained", "ties", "strange")
@@ -163,6 +164,15 @@ def test_opcheck(situation):
     check(ops.ema_update_.default, ([scores], [scores + 1], 0.5))
     for aligned in (False, True):
         check(ops.box_iou.default, (boxes.requires_grad_(), boxes.detach() + 1, "giou", aligned, 1e-6))
+
+
+def test_the_self_check(capsys):
+    assert main() == 0
+    printed = capsys.readouterr().out
+    assert f"\ndevice:      {torch.cuda.get_device_name()}\n" in printed
+    assert "\ntopk:        exact in float32; simota_assign uses it\n" in printed
+    assert "\nwaits:       0 noticed by set_sync_debug_mode in simota_assign, box_iou, ema_update_\n" in printed
+    assert printed.endswith("\nself-check: passed\n")
 
 
 @pytest.mark.slow
