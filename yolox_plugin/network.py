@@ -1,5 +1,8 @@
 """The network's parts of which there is a faster form, for both hosts."""
 
+import itertools
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import Swish
@@ -24,7 +27,7 @@ class ChainedSPP(SPPBottleneck):
 
     def forward(self, x: Tensor) -> Tensor:
         sizes = [_chainable(pool) for pool in self.poolings]
-        steps = [size - before for before, size in zip([1, *sizes], sizes)]
+        steps = [size - before for before, size in itertools.pairwise([1, *sizes])]
         if 0 in sizes or min(steps, default=0) < 0:
             stock: Tensor = super().forward(x)
             return stock
@@ -38,7 +41,7 @@ class ChainedSPP(SPPBottleneck):
 
 def _chainable(pool: nn.Module) -> int:
     """The size of a pool that takes the maximum around each place and that nobody listens to, else 0."""
-    size = getattr(pool, "kernel_size", None)
+    size: Any = getattr(pool, "kernel_size", None)
     plain = (
         type(pool) is nn.MaxPool2d
         and isinstance(size, int)
@@ -48,7 +51,7 @@ def _chainable(pool: nn.Module) -> int:
         and not (pool._forward_hooks or pool._forward_pre_hooks or pool._backward_hooks or pool._backward_pre_hooks)
         and not has_own(pool, ["forward"])
     )
-    return size if plain else 0
+    return int(size) if plain else 0
 
 
 def quicken(network: nn.Module) -> None:

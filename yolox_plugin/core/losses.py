@@ -71,7 +71,7 @@ def masked_losses(
     """The sums of mmdet's standard losses, over all priors with a mask instead of over the positives.
 
     Nothing here waits for the device or has a shape that depends on a result, which is what an accelerator wants. On a
-    CPU, gathering the positives is faster. The IoU of a positive is the assignment's, so a box with a NaN or an infinite
+    CPU, gathering the positives is faster. The IoU of a positive is the assignment's, so a box with a NaN or infinite
     side counts as one that does not overlap; its gradient is NaN, as ever.
 
     Args:
@@ -98,7 +98,8 @@ def masked_losses(
     target = (classes == labels[..., None]) * iou[..., None]
     # What does not count is replaced before the loss, not multiplied by 0 after it: 0 * inf is NaN.
     inside = positive[..., None]
-    overlap = KnownIoU.apply(torch.where(inside, boxes, wanted.view_as(boxes)).flatten(0, 1), wanted, iou.flatten())
+    own = torch.where(inside, boxes, wanted.view_as(boxes)).flatten(0, 1)
+    overlap: Tensor = KnownIoU.apply(own, wanted, iou.flatten())  # type: ignore[no-untyped-call]
     if iou_mode == "square":  # (1 - IoU^2), where clamping at mmdet's eps makes no difference
         box_loss = torch.addcmul(constant((1,), overlap.dtype, overlap.device), overlap, overlap, value=-1)
     else:
