@@ -77,8 +77,11 @@ def train(
     options: dict[str, Any] | None = None,
     hooks: Sequence[dict[str, Any]] = (),
     distributed: bool = False,
+    epochs: int = 1,
+    resume: Path | None = None,
 ) -> tuple[Any, list[Record]]:
-    """A training of one epoch of `steps` steps; the network, and what each step asked of the device.
+    """A training of `steps` steps an epoch; the network, and what each step asked of the device. With several epochs,
+    there is a checkpoint of each.
 
     Args:
         amp: the plugin's precision; None for what MMDetection does on an NPU, which is float16 with loss scaling.
@@ -87,10 +90,11 @@ def train(
     cfg = Config.fromfile(str(CONFIGS / config))
     cfg.merge_from_dict(options or {})
     cfg.device, cfg.gpu_ids, cfg.seed, cfg.work_dir = "npu", [0], 0, str(work_dir)
-    cfg.runner.max_epochs = 1
+    cfg.runner.max_epochs, cfg.resume_from = epochs, resume and str(resume)
     loader = {"samples_per_gpu": batch, "workers_per_gpu": 0}
     cfg.data = {"train": {}, "val": {}, "test": {}, "train_dataloader": loader}
-    cfg.log_config.hooks, cfg.checkpoint_config = [{"type": "TextLoggerHook"}], None
+    cfg.log_config.hooks = [{"type": "TextLoggerHook"}]
+    cfg.checkpoint_config = {"interval": 1} if epochs > 1 else None
     cfg.custom_hooks = [
         {"type": "OpeningHook", "priority": 0}, *hook_of_config(cfg), *hooks, {"type": "ClosingHook", "priority": 100}
     ]  # fmt: skip

@@ -8,6 +8,7 @@ from device import recorded
 from mmcv import Config
 from mmcv.runner import build_optimizer
 from mmdet.models import build_detector
+from same import same
 from tiny2 import write_config
 
 from yolox_plugin.run import evaluate as testing
@@ -41,23 +42,6 @@ def test_training_and_evaluation(tmp_path, amp, capsys):
     tested = json.loads((tmp_path / "test/result.json").read_text())
     assert (tested["device"], tested["images"]) == ("npu", 3)
     assert "Final Performance images/sec" in capsys.readouterr().out
-
-
-def same(ours, theirs, where="checkpoint"):
-    """Whether two checkpoints have the same bits, of whatever layout in memory."""
-    assert type(ours) is type(theirs), where
-    if isinstance(ours, torch.Tensor):
-        assert torch.equal(ours.cpu(), theirs.cpu()), where
-    elif isinstance(ours, dict):
-        assert list(ours) == list(theirs), where
-        for key in ours:
-            same(ours[key], theirs[key], f"{where}[{key!r}]")
-    elif isinstance(ours, (list, tuple)):
-        assert len(ours) == len(theirs), where
-        for i, pair in enumerate(zip(ours, theirs, strict=True)):
-            same(*pair, f"{where}[{i}]")
-    else:
-        assert ours == theirs, where
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -13,6 +14,7 @@ import pytest
 import torch
 from device import SOC, recorded
 from mmcv.runner import HOOKS, Hook
+from same import same
 from steps import train
 from torch import nn
 
@@ -50,19 +52,48 @@ def test_the_image_size_changes_without_a_wait(tmp_path):
         assert not record.aicpu(), "\n".join(map(str, record.aicpu()))
 
 
+def one_rank(work_dir, amp, *options):
+    """A process that trains through NPUDistributedDataParallel and hccl."""
+    work_dir.mkdir()
+    command = [sys.executable, "-P", str(Path(__file__).with_name("one_rank.py")), str(work_dir), amp]
+    there = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.run([*command, *options], capture_output=True, text=True, timeout=300, env=there, check=False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("amp", ["float32", "float16"])
 def test_a_data_parallel_step_waits_for_nothing(tmp_path, amp, record_property):
-    """Through NPUDistributedDataParallel and hccl, with one process."""
-    command = [sys.executable, "-P", str(Path(__file__).with_name("one_rank.py")), str(tmp_path / "rendezvous"), amp]
-    there = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=there)
+    done = one_rank(tmp_path / "one", amp)
     assert "Reducer buckets have been rebuilt" in done.stdout + done.stderr, done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])
     assert counts.pop("places") == []
     record_property(f"data-parallel, {amp}", counts)
     assert counts["host syncs"] == counts["dynamic shapes"] == counts["AICPU risk"] == 0
     assert counts["copies"] <= 3
+    # Gradients go to the reducer's buckets and are parts of them from then on: not back.
+    assert counts["launches"] <= {"A2": 1300, "910A": 1350}[SOC]
+
+
+@pytest.mark.slow
+def test_a_data_parallel_training_that_is_killed_ends_with_the_same_bits(tmp_path):
+    """In float16; the first steps overflow, so that the scale is another one at the checkpoint."""
+    common = ["float16", "--scale=16777216", "--epochs=2"]
+    whole = one_rank(tmp_path / "whole", *common)
+    assert whole.returncode == 0, whole.stderr
+    killed = one_rank(tmp_path / "killed", *common, "--kill-at=6")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "killed/epoch_2.pth").exists()
+    resumed = one_rank(tmp_path / "resumed", *common, f"--resume={tmp_path / 'killed/epoch_1.pth'}")
+    assert resumed.returncode == 0, resumed.stderr
+    ours, theirs, before = (
+        torch.load(tmp_path / name, map_location="cpu")
+        for name in ("resumed/epoch_2.pth", "whole/epoch_2.pth", "killed/epoch_1.pth")
+    )
+    for part in ("state_dict", "optimizer"):
+        same(ours[part], theirs[part], part)
+    assert ours["meta"]["fp16"] == theirs["meta"]["fp16"]
+    assert before["meta"]["fp16"]["loss_scaler"]["scale"] < 2**24
+    assert any(not torch.equal(value, ours["state_dict"][name]) for name, value in before["state_dict"].items())
 
 
 class SpyingHook(Hook):

@@ -1,5 +1,6 @@
 """Several processes on every device. MMDetection's `build_ddp` refuses CPUs."""
 
+import functools
 from typing import Any
 
 import mmdet.apis.train
@@ -23,10 +24,13 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
         return super().forward(*arguments, **options)
 
 
+@functools.wraps(stock_build_ddp)
 def build_ddp(model: nn.Module, device: str, device_ids: list[int], **kwargs: Any) -> nn.Module:
     """MMDetection's function, for CPUs as well."""
     if device == "cpu":
         return CPUDistributedDataParallel(model, **kwargs)
+    if device == "npu":  # or each gradient is copied out of its bucket again, by a launch
+        kwargs.setdefault("gradient_as_bucket_view", True)
     wrapped: nn.Module = stock_build_ddp(model, device, device_ids=device_ids, **kwargs)
     return wrapped
 
