@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
         help="a short run: warm-up, closing phase and intervals of the config shrink in proportion")  # fmt: skip
     add("--iterations", type=positive, metavar="N", help="stop after so many, in the midst of the schedule")
     add("--performance", action="store_true",
-        help="no validation; one epoch, unless --epochs or --iterations says otherwise")  # fmt: skip
+        help="speed, and where time goes; one epoch, or --epochs or --iterations; no validation")  # fmt: skip
     add("--amp", choices=("float32", "bfloat16", "float16"),
         help="precision of the convolutions (default: MMDetection's, float32, but float16 on an NPU)")  # fmt: skip
     add("--seed", type=whole, default=0, help="default: %(default)s")
