@@ -47,6 +47,8 @@ SOC = os.environ.get("SOC", "A2")
 if SOC not in ("A2", "910A"):
     raise ValueError(f"SOC must be A2 or 910A, got {SOC!r}")
 CPU = torch.device("cpu")
+# What torch_npu's own kernels say of a wait under `set_sync_debug_mode`, to standard error and not through Python.
+WARNING = b"Warning: called a synchronizing NPU operation (simulated)\n"
 # Served by torch_npu itself, without a kernel: they handle memory and shapes.
 METADATA = {
     "empty.memory_format", "empty_strided", "as_strided", "view", "_reshape_alias", "set_.source_Storage",
@@ -282,10 +284,11 @@ def _bce_with_logits_backward(
     grad: torch.Tensor, logits: torch.Tensor, target: torch.Tensor, weight: Any, pos_weight: Any, reduction: int
 ) -> torch.Tensor:
     """torch_npu's own operator, in the place of the formula that other devices derive."""
-    with torch.enable_grad():
-        leaf = logits.detach().requires_grad_()
-        loss = torch.ops.aten.binary_cross_entropy_with_logits(leaf, target, weight, pos_weight, reduction)
-        return torch.autograd.grad(loss, leaf, grad)[0]
+    result = logits.sigmoid() - target
+    if pos_weight is not None:
+        result = (pos_weight * target + 1 - target) * logits.sigmoid() - pos_weight * target
+    result = result * grad if weight is None else result * grad * weight
+    return result / logits.numel() if reduction == 1 else result  # 1 stands for the mean
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype, *args: Any) -> torch.Tensor:
@@ -339,6 +342,8 @@ def _on_cpu(op: Any, name: str) -> Callable[..., Any]:
                 raise RuntimeError("called a synchronizing NPU operation")
             for record in _open:
                 record.calls += [call, *[replace(call, waits=False)] * (_launches(base, args, kwargs) - 1)]
+            if call.waits and torch_npu.npu.get_sync_debug_mode():
+                os.write(2, WARNING)
         if SOC == "910A" and any(t.dtype == torch.bfloat16 for t in _tensors([*args, *kwargs.values()])):
             raise RuntimeError(f"{name}: 910A has no bfloat16")
         seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}

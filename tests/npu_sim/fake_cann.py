@@ -2,9 +2,10 @@
 
     python tests/npu_sim/fake_cann.py OUT_DIR
 
-The symbols are those that the installed torch_npu links or looks up by name. Device memory is host memory, streams and
-events are tokens, other runtime calls answer 0 (success). A kernel launch through the runtime fails: only what
-`device.py` simulates can give a result. The environment's SOC chooses the device: A2 (Ascend 910B, the default), 910A.
+The symbols are those that the installed torch_npu links or looks up by name. Device memory is host memory, streams are
+tokens, events know when they were recorded, other runtime calls answer 0 (success). A kernel launch through the runtime
+fails: only what `device.py` simulates can give a result. The environment's SOC chooses the device: A2 (Ascend 910B, the
+default), 910A.
 """
 
 import importlib.util
@@ -19,10 +20,11 @@ ALLOCATE = "{return posix_memalign(p,512,n?n:1)?1:0;}"
 TOKEN = "{*s=malloc(8);return 0;}"
 COPY = "{memcpy(d,s,n);return 0;}"
 WAIT = "{++waits;return 0;}"
-# What is not in CANN: whether the device is a 910A, and how often the runtime was asked to wait.
+# What is not in CANN: whether the device is a 910A, how often the runtime was asked to wait, a clock.
 OWN = """static bool is_910a(){const char*s=getenv("SOC");return s&&!strcmp(s,"910A");}
 static long waits=0;
-long fakeCannWaits(){return waits;}"""
+long fakeCannWaits(){return waits;}
+static long microseconds(){timespec t;clock_gettime(CLOCK_MONOTONIC,&t);return t.tv_sec*1000000+t.tv_nsec/1000;}"""
 IMPLEMENTED = {
     "aclrtGetSocName": 'const char* aclrtGetSocName(){return is_910a()?"Ascend910A":"Ascend910B3";}',
     # The only attribute that torch_npu asks for: whether arithmetic has infinities, or saturates and sets a flag.
@@ -53,6 +55,10 @@ IMPLEMENTED = {
     "aclrtCreateStreamWithConfig": f"int aclrtCreateStreamWithConfig(void**s,unsigned,unsigned){TOKEN}",
     "aclrtCreateEventExWithFlag": f"int aclrtCreateEventExWithFlag(void**s,unsigned){TOKEN}",
     "aclrtCreateEventWithFlag": f"int aclrtCreateEventWithFlag(void**s,unsigned){TOKEN}",
+    "aclrtRecordEvent": "int aclrtRecordEvent(void*e,void*){*(long*)e=microseconds();return 0;}",
+    "aclrtEventElapsedTime": (
+        "int aclrtEventElapsedTime(float*ms,void*a,void*b){*ms=(*(long*)b-*(long*)a)/1e3f;return 0;}"
+    ),
     "aclrtGetCurrentContext": "int aclrtGetCurrentContext(void**s){static int c;*s=&c;return 0;}",
     "aclGetCompileoptSize": "size_t aclGetCompileoptSize(int){return 16;}",
     "aclGetCompileopt": 'int aclGetCompileopt(int,char*b,size_t n){strncpy(b,"disable",n);return 0;}',
@@ -76,7 +82,7 @@ def build(package: Path, out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     libraries = [*sorted(package.glob("lib/*.so")), *sorted(package.glob("_C*.so"))]
     names = set().union(*map(symbols, libraries)) | IMPLEMENTED.keys()
-    lines = ["#include <cstdio>", "#include <cstdlib>", "#include <cstring>", 'extern "C"{', OWN]
+    lines = ["#include <cstdio>", "#include <cstdlib>", "#include <cstring>", "#include <ctime>", 'extern "C"{', OWN]
     lines += [IMPLEMENTED.get(name, f"long {name}(){{return 0;}}") for name in sorted(names)]
     source = out / "fake_cann.cpp"
     source.write_text("\n".join([*lines, "}\n"]))

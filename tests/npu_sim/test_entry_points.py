@@ -1,6 +1,8 @@
 """`yolox_plugin.train` and `.test` with --device=npu, from the command's options to result.json."""
 
 import json
+import os
+import time
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from tiny2 import write_config
 
 from yolox_plugin.run import evaluate as testing
 from yolox_plugin.run import train as training
+from yolox_plugin.run import where
 from yolox_plugin.run.demo_data import make_dataset
 
 
@@ -76,3 +79,73 @@ def test_a_resumed_training_in_float16_ends_with_the_same_bits(tmp_path):
     for parameter in network.parameters():
         momentum = optimizer.state[parameter]["momentum_buffer"]
         assert (momentum.shape, momentum.device.type) == (parameter.shape, "cpu")
+
+
+@pytest.mark.slow
+def test_performance_tells_where_the_time_of_a_step_goes(tmp_path, capfd):
+    """The device's time is the host's here, where the host is the device. Log and checkpoint are those of a training
+    without measuring."""
+    data = tmp_path / "data"
+    make_dataset(data, train=8, val=3)
+    config = write_config(tmp_path / "tiny.py", data, epochs=3)
+    common = [f"--data-path={data}", f"--config={config}", "--device=npu", "--epochs=2"]
+
+    def run(name, *options):
+        assert training.main([*common, f"--work-dir={tmp_path / name}", *options]) == 0
+        log = training.host.read_log(tmp_path / name)
+        lines = [{key: line[key] for key in ("epoch", "iter", "lr", "loss", "loss_cls")} for line in log]
+        checkpoint = torch.load(tmp_path / name / "epoch_2.pth", map_location="cpu")
+        return json.loads((tmp_path / name / "result.json").read_text())["step"], lines, checkpoint
+
+    step, log, checkpoint = run("measured", "--performance")
+    assert step["ms"] > 0
+    assert step["device_ms"] == pytest.approx(step["host_ms"], rel=0.1)
+    assert (step["bound_by"], step["waits"], step["not_measured"]) == ("host", 0, None)
+    assert step["operators_called"] > 500
+    line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("Time of a step : "))
+    assert line.endswith(f": bound by the host (waits 0, operators called {step['operators_called']})")
+
+    unmeasured = run("unmeasured", "--cfg-options", "evaluation=None")
+    assert unmeasured[:2] == (None, log)
+    for part in ("state_dict", "optimizer"):
+        same(checkpoint[part], unmeasured[2][part], part)
+
+
+def test_what_a_step_is_found_to_do(monkeypatch, capfd):
+    ones = torch.ones(4, device="npu")
+
+    def figures(work):
+        steps = where.Steps("batch", "npu")
+        for batch in steps:
+            assert batch == "batch"
+            time.sleep(0.01)
+            work()
+        return steps.figures
+
+    quiet = figures(lambda: torch.relu(ones.view(2, 2)).add_(torch.empty_like(ones).view(2, 2)))
+    assert quiet["host_ms"] > 10
+    assert quiet["device_ms"] > 10
+    del quiet["host_ms"], quiet["device_ms"]
+    assert quiet == {"bound_by": "host", "waits": 0, "operators_called": 2, "not_measured": None}
+
+    def loud():
+        os.write(2, b"something else\n")
+        torch.npu.current_stream().synchronize()
+        ones.sum().item()
+
+    waiting = figures(loud)
+    assert (waiting["bound_by"], waiting["waits"], waiting["operators_called"]) == (None, 2, 2)
+    assert waiting["not_measured"] == "bound_by: the host's time may have waits for the device in it"
+    error = capfd.readouterr().err
+    assert error.count("something else\n") == where.STEPS
+    assert "called a synchronizing" not in error
+    ones.sum().item()
+    assert "called a synchronizing" not in capfd.readouterr().err  # the mode is off again
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.npu.Event, "elapsed_time", lambda *events: 1000.0)
+        assert figures(loud)["bound_by"] == "device"
+    monkeypatch.setattr(torch.npu, "set_sync_debug_mode", lambda mode: None)
+    untold = figures(loud)
+    assert (untold["bound_by"], untold["waits"]) == (None, None)  # and not 0
+    assert untold["not_measured"].startswith("waits: torch.npu did not tell of one that was put in; bound_by: ")

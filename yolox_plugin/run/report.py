@@ -28,6 +28,7 @@ class Outcome(NamedTuple):
     seed: int | None
     log: list[dict[str, Any]]  # of the host's `read_log`
     has_gts: bool  # whether there was anything to evaluate with
+    step: dict[str, Any] | None  # `where.Steps.figures`, where it was measured
 
 
 def parse_log(path: Path) -> Iterator[dict[str, Any]]:
@@ -97,11 +98,28 @@ def write_result(work_dir: Path, result: dict[str, Any]) -> None:
     rate, mean_ap = result["images_per_second"], result.get("mAP")
     print("------------------ Final result ------------------")
     print(f"Final Performance images/sec : {'not measured' if rate is None else format(rate['median'], '.2f')}")
+    if result.get("step"):
+        print(f"Time of a step : {step_in_words(result['step'], result['data_wait'])}")
     kind = "Train" if result["task"] == "train" else "Test"
     print(f"Final {kind} Accuracy : {'not measured' if mean_ap is None else format(mean_ap, '.4f')}")
     if "loss" in result:
         print(f"Final Train Loss : {'not measured' if result['loss'] is None else format(result['loss'], '.4f')}")
     print(f"E2E {kind}ing Duration sec : {result['seconds']:.0f}", flush=True)
+
+
+def step_in_words(step: dict[str, Any], data_wait: float | None) -> str:
+    """One line of a result's `step`."""
+    if step["ms"] is None or data_wait is None:
+        return "not measured"
+    words = f"{step['ms']:.0f} ms, waiting for data {data_wait:.0%}"
+    if step["host_ms"] is None:
+        return words
+    bound = "what bounds it is not known" if step["bound_by"] is None else f"bound by the {step['bound_by']}"
+    waits = "not measured" if step["waits"] is None else step["waits"]
+    return (
+        f"{words}, host {step['host_ms']:.0f} ms, device {step['device_ms']:.0f} ms: {bound}"
+        f" (waits {waits}, operators called {step['operators_called']})"
+    )
 
 
 def draw_curves(log: list[dict[str, Any]], path: Path, title: str, unit: str) -> None:

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from ..core.checkpoint import newest_checkpoint
 from ..hosts import find_host
-from . import folders, launch, report
+from . import folders, launch, report, where
 from .messages import InputError, warn
 from .options import add_options, options_of, positive, whole
 
@@ -32,6 +32,9 @@ host = importlib.import_module(f".{find_host()}.training", __package__)
 
 # Seconds since 1970, for the processes that a command starts, restarted ones too; it has checked everything.
 START = "YOLOX_PLUGIN_START"
+
+# The share of a step that may go to waiting for data before the final lines say what helps.
+LONG_WAIT = 0.1
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
         help="a short run: warm-up, closing phase and intervals of the config shrink in proportion")  # fmt: skip
     add("--iterations", type=positive, metavar="N", help="stop after so many, in the midst of the schedule")
     add("--performance", action="store_true",
-        help="no validation; one epoch, unless --epochs or --iterations says otherwise")  # fmt: skip
+        help="speed, and where time goes; one epoch, or --epochs or --iterations; no validation")  # fmt: skip
     add("--amp", choices=("float32", "bfloat16", "float16"),
         help="precision of the convolutions (default: MMDetection's, float32, but float16 on an NPU)")  # fmt: skip
     add("--seed", type=whole, default=0, help="default: %(default)s")
@@ -138,6 +141,14 @@ def finish(args: argparse.Namespace, cfg: Any, outcome: report.Outcome, world_si
     work_dir, log = Path(cfg.work_dir), outcome.log
     losses = [line["loss"] for line in log if line["mode"] == "train"]
     evaluations = [line for line in log if line["mode"] == "val"]
+    images = outcome.batch_size * world_size
+    speed = report.speed(log, images)
+    rate, wait = speed["images_per_second"], speed["data_wait"]
+    step = None
+    if args.performance:
+        ms = None if rate is None else 1e3 * images / rate["median"]
+        why = "no iteration was left" if cfg.device in where.DEVICES else "the host is the device"
+        step = {"ms": ms, **(outcome.step or where.unmeasured(why))}
     report.draw_curves(log, work_dir / "curves.png", args.config, "epoch" if outcome.epochs else "iteration")
     report.write_result(work_dir, {
         "task": "train",
@@ -150,9 +161,12 @@ def finish(args: argparse.Namespace, cfg: Any, outcome: report.Outcome, world_si
         "seed": outcome.seed,
         "amp": args.amp,
         "versions": report.versions(),
-        **report.speed(log, outcome.batch_size * world_size),
+        **speed,
+        "step": step,
         **(report.accuracy(evaluations[-1], outcome.has_gts) if evaluations else {"mAP": None}),
         "loss": losses[-1] if losses else None,
         "seconds": seconds,
     })  # fmt: skip
+    if args.performance and wait is not None and wait > LONG_WAIT:
+        print(f"  more workers (--cfg-options {host.MORE_WORKERS}) or a cache of images ({host.CACHE}) help")
     print(f"  in {work_dir}: checkpoints, logs, config.py, result.json, curves.png", flush=True)

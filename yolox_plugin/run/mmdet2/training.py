@@ -5,14 +5,16 @@ import contextlib
 import importlib.util
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmcv import Config
-from mmcv.runner import HOOKS, BaseRunner, Hook, get_dist_info
+from mmcv.runner import HOOKS, BaseRunner, EMAHook, Hook, IterBasedRunner, OptimizerHook, get_dist_info
+from mmcv.runner.iter_based_runner import IterLoader
 from mmdet.apis import set_random_seed, train_detector
+from mmdet.core.hook.ema import BaseEMAHook
 from mmdet.datasets import build_dataloader, build_dataset
 from mmdet.utils import get_root_logger, setup_multi_processes
 
@@ -20,7 +22,7 @@ from ...core.checkpoint import newest_checkpoint
 from ...core.mixing import data_sets_in
 from ...mmdet2.dataset import CocoDataset
 from ...mmdet2.ddp import prepare_ddp
-from .. import annotations, checks, folders, report
+from .. import annotations, checks, folders, report, where
 from ..configs import asked_lengths, heads_of, length_of, listed, text_of
 from ..messages import described
 from . import checks as parts
@@ -29,6 +31,8 @@ from .data import sources
 from .log import read_log, seed_of
 from .recipe import check_lengths, check_recipe, log_often, schedule
 
+# Options for a training that waits for data.
+MORE_WORKERS, CACHE = "data.workers_per_gpu=N", "data.train.cache=ram"
 # Hooks with a closing phase, and how many epochs MMDetection gives it where the config does not say.
 CLOSING = {"YOLOXModeSwitchHook": 15, "SyncNormHook": 15}
 
@@ -119,6 +123,34 @@ class StopHook(Hook):
             raise Enough
 
 
+@HOOKS.register_module()
+class FirstBatchHook(Hook):
+    """Hands the runner and its first batch to `keep`."""
+
+    def __init__(self, keep: Callable[[Any], None]) -> None:
+        self.keep: Callable[[Any], None] | None = keep
+
+    def before_train_iter(self, runner: BaseRunner) -> None:
+        if self.keep is not None:
+            self.keep((runner, runner.data_batch))
+            self.keep = None
+
+
+def measure_step(runner: BaseRunner, batch: Any, device: str, rank: int) -> dict[str, Any]:
+    """What a step takes of host and device (`where.Steps`), in some more steps of a training that has ended, by all
+    ranks: with optimizer and moving average, but nothing that logs, evaluates or saves."""
+    runner._hooks = [hook for hook in runner.hooks if isinstance(hook, (OptimizerHook, EMAHook, BaseEMAHook))]
+    runner._epoch = runner._iter = 0  # when images have the config's own size
+    steps = where.Steps(batch, device)
+    batches = steps if rank == 0 else [batch] * len(steps)
+    if isinstance(runner, IterBasedRunner):
+        for given in batches:
+            runner.train(IterLoader([given]))
+    else:
+        runner.train(batches)
+    return steps.figures
+
+
 def labels_of(dataset: Any) -> dict[str, list[str]]:
     """What a checkpoint tells of the numbering of classes, in which MMDetection follows the annotation file."""
     leaves = [part for part in data_sets_in(dataset) if isinstance(part, CocoDataset)]
@@ -171,11 +203,18 @@ class Training:
             cfg.checkpoint_config.meta = about
         if self.iterations:
             cfg.custom_hooks.append({"type": "StopHook", "iterations": self.iterations, "priority": "LOWEST"})
+        kept: list[Any] = []
+        if args.performance and cfg.device in where.DEVICES:
+            # MMDetection copies the config with all that is in it except functions.
+            cfg.custom_hooks.append({"type": "FirstBatchHook", "keep": kept.append})
         if newest:
             cfg.resume_from = str(newest)
         with contextlib.suppress(Enough):
             train_detector(model, [self.dataset], cfg, distributed=self.world_size > 1,
                            validate=validates(args, cfg), timestamp=stamp, meta=meta)  # fmt: skip
+        step = None
+        for runner, batch in kept:  # or no iteration was left
+            step = measure_step(runner, batch, cfg.device, self.rank)
         is_main = self.rank == 0
         return report.Outcome(
             batch_size=cfg.data.train_dataloader.get("samples_per_gpu", 2),
@@ -184,4 +223,5 @@ class Training:
             seed=seed_of(work_dir / f"{stamp}.log.json") if is_main else None,
             log=read_log(work_dir, by_epoch="max_epochs" in cfg.runner) if is_main else [],
             has_gts=is_main and validates(args, cfg) and all(map(annotations.has_gts, sources(cfg, ["val"]))),
+            step=step,
         )

@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from mmdet.registry import HOOKS
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.runner import Runner, set_random_seed
+from mmengine.hooks import EMAHook, Hook, RuntimeInfoHook
+from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 from torch import nn
 
 from ...core.checkpoint import newest_checkpoint
-from .. import annotations, checks, folders, launch, report
+from .. import annotations, checks, folders, launch, report, where
 from ..configs import asked_lengths, heads_of, length_of, listed, text_of
 from ..messages import InputError, described
 from . import checks as parts
@@ -27,6 +27,9 @@ from .config import load_config
 from .data import sources
 from .log import read_log
 from .recipe import check_recipe, counts_epochs, log_often, schedule
+
+# Options for a training that waits for data.
+MORE_WORKERS, CACHE = "train_dataloader.num_workers=N", "train_dataloader.dataset.cache=ram"
 
 
 def configure(args: argparse.Namespace) -> Config:
@@ -137,6 +140,33 @@ class LabelsHook(Hook):
         checkpoint["meta"]["LABELS"] = self.labels
 
 
+class FirstBatchHook(Hook):
+    """Keeps the first batch of a training as `batch`."""
+
+    batch: Any = None
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """See mmengine."""
+        if self.batch is None:
+            self.batch = data_batch
+
+
+def measure_step(runner: Runner, batch: Any, device: str, rank: int) -> dict[str, Any]:
+    """What a step takes of host and device (`where.Steps`), in some more steps of a training that has ended, by all
+    ranks: with optimizer and moving average, but nothing that logs, evaluates or saves."""
+    runner._hooks = [hook for hook in runner.hooks if isinstance(hook, (EMAHook, RuntimeInfoHook))]
+    steps, loop = where.Steps(batch, device), runner.train_loop
+    batches = steps if rank == 0 else [batch] * len(steps)
+    loop._epoch = loop._iter = 0  # when images have the config's own size
+    if isinstance(loop, EpochBasedTrainLoop):
+        loop.dataloader = batches
+        loop.run_epoch()
+    else:
+        for given in batches:
+            loop.run_iter(given)
+    return steps.figures
+
+
 class _Runner(Runner):
     """mmengine's, without a second copy of the config, which the command has written already."""
 
@@ -183,6 +213,9 @@ class Training:
             hooks.append({"type": "LabelsHook", "labels": labels})
         if self.iterations:
             hooks.append({"type": "StopHook", "iterations": self.iterations})
+        first = FirstBatchHook()
+        if args.performance and cfg.device in where.DEVICES:
+            hooks.append(first)
         given = {name: cfg[name] for name in inspect.signature(Runner).parameters if name in cfg}
         # Those of an evaluation that is not this command's.
         for name in ("test_dataloader", "test_cfg", "test_evaluator"):
@@ -199,6 +232,7 @@ class Training:
         runner.logger.info(", ".join(f"{name} {value}" for name, value in report.versions().items()))
         with contextlib.suppress(Enough):
             runner.train()
+        step = None if first.batch is None else measure_step(runner, first.batch, cfg.device, self.rank)
         by_epoch = counts_epochs(cfg)
         return report.Outcome(
             batch_size=cfg.train_dataloader.get("batch_size", 1),
@@ -207,4 +241,5 @@ class Training:
             seed=runner.seed,
             log=read_log(work_dir, self.per_epoch if by_epoch else None) if is_main else [],
             has_gts=is_main and cfg.val_dataloader is not None and all(map(annotations.has_gts, sources(cfg, ["val"]))),
+            step=step,
         )
