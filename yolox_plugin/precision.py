@@ -9,6 +9,11 @@ from torch import Tensor, nn
 LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def has_bfloat16(device: str) -> bool:
+    """Whether the kind of device that is here computes in bfloat16, which an Ascend 910A does not."""
+    return device == "cpu" or bool(getattr(torch, device).is_bf16_supported())
+
+
 class Precision:
     """What a detector's argument `autocast` asks for: "float32", "bfloat16" or "float16" for the convolutions in
     training, or None for what the host does.
@@ -39,9 +44,11 @@ class Precision:
         """In which to train.
 
         Raises:
-            ValueError: for float16 on a CPU.
+            ValueError: for float16 on a CPU, and for bfloat16 on a device without, where torch would train in float32.
         """
         if self._lower is torch.float16 and device == "cpu":
             raise ValueError("autocast='float16' needs an accelerator; on a CPU use autocast='bfloat16'")
+        if self._lower is torch.bfloat16 and not has_bfloat16(device):
+            raise ValueError(f"autocast='bfloat16': this {device} device has no bfloat16; use autocast='float16'")
         # Without the option, whoever called may have chosen a precision.
         return torch.autocast(device, self._lower) if self._lower else contextlib.nullcontext()

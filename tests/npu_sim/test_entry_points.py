@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from device import recorded
+from device import SOC, recorded
 from mmcv import Config
 from mmcv.runner import build_optimizer
 from mmdet.models import build_detector
-from tiny2 import write_config
+from tiny2 import STANDARD, write_config
 
 from yolox_plugin.run import evaluate as testing
 from yolox_plugin.run import train as training
@@ -92,3 +92,24 @@ def test_a_resumed_training_in_float16_ends_with_the_same_bits(tmp_path):
     for parameter in network.parameters():
         momentum = optimizer.state[parameter]["momentum_buffer"]
         assert (momentum.shape, momentum.device.type) == (parameter.shape, "cpu")
+
+
+@pytest.mark.skipif(SOC == "A2", reason="it has bfloat16")
+def test_bfloat16_is_refused_before_anything_is_written(tmp_path, capsys):
+    data = tmp_path / "data"
+    make_dataset(data, train=8, val=3)
+    config = write_config(tmp_path / "tiny.py", data, epochs=2)
+    common = [f"--data-path={data}", f"--config={config}", "--device=npu", f"--work-dir={tmp_path / 'run'}"]
+    assert training.main([*common, "--amp=bfloat16"]) == 2
+    assert "error: --amp=bfloat16: this npu device has no bfloat16, use --amp=float16\n" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(SOC == "A2", reason="it has bfloat16")
+def test_a_detector_refuses_bfloat16():
+    """torch's autocast warns, and trains in float32."""
+    cfg = Config.fromfile(str(STANDARD)).model
+    detector = build_detector({**cfg, "autocast": "bfloat16"}).to("npu")
+    image, boxes, labels = (torch.zeros(*shape, device="npu") for shape in ((1, 3, 64, 64), (0, 4), (0,)))
+    with pytest.raises(ValueError, match=r"'bfloat16': this npu device has no bfloat16; use autocast='float16'"):
+        detector.forward_train(image, [{}], [boxes], [labels.long()])

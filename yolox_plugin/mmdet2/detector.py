@@ -23,8 +23,8 @@ class YOLOX(StockYOLOX, TrainingPart):
 
     Args:
         autocast: "float32", "bfloat16" or "float16": the precision of the convolutions in training. Losses, assignment
-            and weights stay float32. float16 needs an accelerator. None leaves it to MMDetection: float32, but float16
-            on an NPU and where the config has `fp16`.
+            and weights stay float32. float16 needs an accelerator, bfloat16 a device that has it, as an Ascend 910A has
+            not. None leaves it to MMDetection: float32, but float16 on an NPU and where the config has `fp16`.
     """
 
     def __init__(self, *args: Any, autocast: str | None = None, **kwargs: Any) -> None:

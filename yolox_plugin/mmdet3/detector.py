@@ -20,8 +20,9 @@ class YOLOX(StockYOLOX, TrainingPart):
 
     Args:
         autocast: "float32", "bfloat16" or "float16": the precision of the convolutions in training. Losses, assignment
-            and weights stay float32. float16 needs an accelerator, and mmengine's AmpOptimWrapper for its loss scale.
-            None leaves it to the optimizer's wrapper; mmengine's AmpOptimWrapper refuses CPUs.
+            and weights stay float32. float16 needs an accelerator, and mmengine's AmpOptimWrapper for its loss scale;
+            bfloat16 a device that has it, as an Ascend 910A has not. None leaves it to the optimizer's wrapper;
+            mmengine's AmpOptimWrapper refuses CPUs.
     """
 
     def __init__(self, *args: Any, autocast: str | None = None, **kwargs: Any) -> None:
