@@ -43,6 +43,23 @@ def test_training_and_evaluation(tmp_path, amp, capsys):
     assert "Final Performance images/sec" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_cpu_beside_an_npu(tmp_path):
+    """torch's DataParallel, of which mmcv's is made, would move the network to the NPU."""
+    data = tmp_path / "data"
+    make_dataset(data, train=8, val=3)
+    config = write_config(tmp_path / "tiny.py", data, epochs=2)
+    common = [f"--data-path={data}", f"--config={config}", "--device=cpu"]
+    with recorded() as record:
+        assert training.main([*common, f"--work-dir={tmp_path / 'train'}"]) == 0
+        checkpoint = tmp_path / "train/latest.pth"
+        assert testing.main([*common, f"--pth-path={checkpoint}", f"--work-dir={tmp_path / 'test'}"]) == 0
+    assert not record.calls
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("train", "test")]
+    assert [result["device"] for result in results] == ["cpu", "cpu"]
+    assert results[0]["loss"] > 0
+
+
 def same(ours, theirs, where="checkpoint"):
     """Whether two checkpoints have the same bits, of whatever layout in memory."""
     assert type(ours) is type(theirs), where

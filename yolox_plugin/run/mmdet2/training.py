@@ -19,7 +19,7 @@ from mmdet.utils import get_root_logger, setup_multi_processes
 from ...core.checkpoint import newest_checkpoint
 from ...core.mixing import data_sets_in
 from ...mmdet2.dataset import CocoDataset
-from ...mmdet2.ddp import prepare_ddp
+from ...mmdet2.ddp import prepare_parallel
 from .. import annotations, checks, folders, report
 from ..configs import asked_lengths, heads_of, length_of, listed, text_of
 from ..messages import described
@@ -136,8 +136,7 @@ class Training:
         """
         self.args, self.cfg = args, cfg
         self.rank, self.world_size = get_dist_info()
-        if self.world_size > 1:
-            prepare_ddp()
+        prepare_parallel()
         setup_multi_processes(cfg)
         set_random_seed(args.seed)
         cfg.gpu_ids = list(range(self.world_size))
