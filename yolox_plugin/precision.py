@@ -26,19 +26,20 @@ class Precision:
         if autocast not in (None, "float32", *LOWER):
             raise ValueError(f"autocast must be None, 'float32', 'bfloat16' or 'float16', got {autocast!r}")
         self._lower = LOWER.get(autocast or "")
-        # The layout in which CPUs and GPUs have their fastest low-precision convolutions; an NPU has its own. Not for
-        # float32: the CPU's batch norm sums less exactly in it.
-        on_npu = hasattr(torch, "npu") and torch.npu.is_available()
-        self._channels_last = self._lower is not None and not on_npu
 
-    def prepare(self, network: nn.Module) -> None:
-        """To be called once for a network that is built."""
-        if self._channels_last:
+    def channels_last(self, device: str) -> bool:
+        """Whether to train in the layout in which CPUs and GPUs have their fastest low-precision convolutions; an NPU
+        has its own. Not for float32: the CPU's batch norm sums less exactly in it."""
+        return self._lower is not None and device != "npu"
+
+    def prepare(self, network: nn.Module, device: str) -> None:
+        """To be called for a network that is built, with the device that it will be trained on."""
+        if self.channels_last(device):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def laid_out(self, img: Tensor) -> Tensor:
         """The images in the layout of the network's weights."""
-        return img.contiguous(memory_format=torch.channels_last) if self._channels_last else img
+        return img.contiguous(memory_format=torch.channels_last) if self.channels_last(img.device.type) else img
 
     def context(self, device: str) -> contextlib.AbstractContextManager[Any]:
         """In which to train.

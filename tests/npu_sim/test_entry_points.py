@@ -14,6 +14,8 @@ from yolox_plugin.run import evaluate as testing
 from yolox_plugin.run import train as training
 from yolox_plugin.run.demo_data import make_dataset
 
+STEM = "backbone.stem.conv.conv.weight"
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("amp", ["float32", None], ids=["float32", "default"])
@@ -24,6 +26,7 @@ def test_training_and_evaluation(tmp_path, amp, capsys):
     config = write_config(tmp_path / "tiny.py", data, epochs=2)
     common = [f"--data-path={data}", f"--config={config}", "--device=npu"]
     options = [f"--amp={amp}"] if amp else []
+    options += ["--cfg-options", "channels_last=True"]  # as the demo has it, for CPUs
     with recorded() as record:
         assert training.main([*common, *options, f"--work-dir={tmp_path / 'train'}"]) == 0
     assert len(record.launches()) > 1000  # it ran there
@@ -31,8 +34,9 @@ def test_training_and_evaluation(tmp_path, amp, capsys):
     assert (trained["device"], trained["epochs"], trained["amp"]) == ("npu", 2, amp)
     assert trained["loss"] > 0
     assert trained["mAP"] is not None
-    scaled = "fp16" in torch.load(tmp_path / "train/latest.pth")["meta"]  # the state of mmcv's loss scaler
-    assert scaled == (amp is None)
+    checkpoint = torch.load(tmp_path / "train/latest.pth", map_location="cpu")
+    assert ("fp16" in checkpoint["meta"]) == (amp is None)  # the state of mmcv's loss scaler
+    assert checkpoint["state_dict"][STEM].is_contiguous()  # an NPU has a layout of its own
 
     options = [f"--pth-path={tmp_path / 'train/latest.pth'}", f"--work-dir={tmp_path / 'test'}", "--batch-size=2"]
     with recorded() as record:
@@ -51,13 +55,14 @@ def test_a_cpu_beside_an_npu(tmp_path):
     config = write_config(tmp_path / "tiny.py", data, epochs=2)
     common = [f"--data-path={data}", f"--config={config}", "--device=cpu"]
     with recorded() as record:
-        assert training.main([*common, f"--work-dir={tmp_path / 'train'}"]) == 0
+        assert training.main([*common, "--amp=bfloat16", f"--work-dir={tmp_path / 'train'}"]) == 0
         checkpoint = tmp_path / "train/latest.pth"
         assert testing.main([*common, f"--pth-path={checkpoint}", f"--work-dir={tmp_path / 'test'}"]) == 0
     assert not record.calls
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("train", "test")]
     assert [result["device"] for result in results] == ["cpu", "cpu"]
     assert results[0]["loss"] > 0
+    assert torch.load(checkpoint)["state_dict"][STEM].is_contiguous(memory_format=torch.channels_last)
 
 
 def same(ours, theirs, where="checkpoint"):

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
+from mmdet.utils import get_device
 from torch import Tensor
 
 from ..core.forward import in_few_launches
@@ -31,7 +32,7 @@ class YOLOX(StockYOLOX, TrainingPart):
         super().__init__(*args, **kwargs)
         self.autocast = autocast
         self._precision = Precision(autocast)
-        self._precision.prepare(self)
+        self._precision.prepare(self, get_device())
         quicken(self)
         self._seed: int | None = None
 

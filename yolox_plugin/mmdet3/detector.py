@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 from mmdet.structures import DetDataSample
+from mmengine.device import get_device
 from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
@@ -29,7 +30,7 @@ class YOLOX(StockYOLOX, TrainingPart):
         super().__init__(*args, **kwargs)
         self.autocast = autocast
         self._precision = Precision(autocast)
-        self._precision.prepare(self)
+        self._precision.prepare(self, get_device())
         quicken(self)
         self._in_epoch = False
         # Each image, and each tensor of its gts, is copied by itself: three waits for the GPU an image if it is waited
