@@ -155,4 +155,5 @@ def finish(args: argparse.Namespace, cfg: Any, outcome: report.Outcome, world_si
         "loss": losses[-1] if losses else None,
         "seconds": seconds,
     })  # fmt: skip
-    print(f"  in {work_dir}: checkpoints, logs, config.py, result.json, curves.png", flush=True)
+    saved = "checkpoints, " if newest_checkpoint(work_dir) else ""  # of less than an epoch there is none
+    print(f"  in {work_dir}: {saved}logs, config.py, result.json, curves.png", flush=True)
