@@ -20,6 +20,24 @@ has "$python" yolox_plugin || {
   echo "error: $python has no yolox-ops: run $python -m pip install $here" >&2
   exit 2
 }
+# Where torch_npu is: what Huawei advises for trainings of many small kernels, as far as the user has not set it.
+# TASK_QUEUE_ENABLE=2 moves more of a launch to a second thread, where kernels are ready-made, as yolox_plugin has it.
+# CPU_AFFINITY_CONF=1 gives each NPU's process its share of the machine's cores; in a container or under taskset, which
+# allow some of them, that would be the wrong ones. PYTORCH_NPU_ALLOC_CONF=expandable_segments:True is left to the user:
+# it is for trainings that run out of memory, shuts out the allocator's other options, and wants Ascend HDK 23.0.0.
+if has "$python" torch_npu; then
+  wanted=(TASK_QUEUE_ENABLE=2)
+  if "$python" -c 'import os, sys; sys.exit(len(os.sched_getaffinity(0)) < os.cpu_count())'; then
+    wanted+=(CPU_AFFINITY_CONF=1)
+  fi
+  added=
+  for setting in "${wanted[@]}"; do
+    name=${setting%=*}
+    [ -n "${!name+set}" ] || { export "$setting" && added+=" $setting"; }
+  done
+  [ -z "$added" ] ||
+    echo "set for NPUs:$added; what you set stays, torch_npu's own are TASK_QUEUE_ENABLE=1 CPU_AFFINITY_CONF=0" >&2
+fi
 run() {
   exec "$python" -c 'import runpy, sys
 sys.path[:] = filter(None, sys.path)

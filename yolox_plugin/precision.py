@@ -9,6 +9,12 @@ from torch import Tensor, nn
 LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def has_bfloat16(device: str) -> bool:
+    """Whether the kind of device that is here computes in bfloat16, which an Ascend 910A does not."""
+    asked = getattr(getattr(torch, device, None), "is_bf16_supported", None)  # which torch.cuda and torch.npu have
+    return asked is None or bool(asked())
+
+
 class Precision:
     """What a detector's argument `autocast` asks for: "float32", "bfloat16" or "float16" for the convolutions in
     training, or None for what the host does.
@@ -21,27 +27,30 @@ class Precision:
         if autocast not in (None, "float32", *LOWER):
             raise ValueError(f"autocast must be None, 'float32', 'bfloat16' or 'float16', got {autocast!r}")
         self._lower = LOWER.get(autocast or "")
-        # The layout in which CPUs and GPUs have their fastest low-precision convolutions; an NPU has its own. Not for
-        # float32: the CPU's batch norm sums less exactly in it.
-        on_npu = hasattr(torch, "npu") and torch.npu.is_available()
-        self._channels_last = self._lower is not None and not on_npu
 
-    def prepare(self, network: nn.Module) -> None:
-        """To be called once for a network that is built."""
-        if self._channels_last:
+    def channels_last(self, device: str) -> bool:
+        """Whether to train in the layout in which CPUs and GPUs have their fastest low-precision convolutions; an NPU
+        has its own. Not for float32: the CPU's batch norm sums less exactly in it."""
+        return self._lower is not None and device != "npu"
+
+    def prepare(self, network: nn.Module, device: str) -> None:
+        """To be called for a network that is built, with the device that it will be trained on."""
+        if self.channels_last(device):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def laid_out(self, img: Tensor) -> Tensor:
         """The images in the layout of the network's weights."""
-        return img.contiguous(memory_format=torch.channels_last) if self._channels_last else img
+        return img.contiguous(memory_format=torch.channels_last) if self.channels_last(img.device.type) else img
 
     def context(self, device: str) -> contextlib.AbstractContextManager[Any]:
         """In which to train.
 
         Raises:
-            ValueError: for float16 on a CPU.
+            ValueError: for float16 on a CPU, and for bfloat16 on a device without, where torch would train in float32.
         """
         if self._lower is torch.float16 and device == "cpu":
             raise ValueError("autocast='float16' needs an accelerator; on a CPU use autocast='bfloat16'")
+        if self._lower is torch.bfloat16 and not has_bfloat16(device):
+            raise ValueError(f"autocast='bfloat16': this {device} device has no bfloat16; use autocast='float16'")
         # Without the option, whoever called may have chosen a precision.
         return torch.autocast(device, self._lower) if self._lower else contextlib.nullcontext()

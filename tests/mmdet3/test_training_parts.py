@@ -8,6 +8,7 @@ from collections import Counter
 from types import SimpleNamespace
 from unittest.mock import Mock, patch
 
+import mmengine.device.utils
 import numpy as np
 import pytest
 import torch
@@ -868,6 +869,13 @@ def test_bfloat16_keeps_losses_and_weights_in_float32(hub):
     logged = quick.train_step(train_data(0), wrapped(quick))
     assert all(value.isfinite() for value in logged.values())
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in quick.parameters())
+
+
+@pytest.mark.parametrize(("device", "is_last"), [("cpu", True), ("npu", False)])
+def test_bfloat16_has_the_layout_of_the_device_that_is_trained_on(monkeypatch, device, is_last):
+    monkeypatch.setattr(mmengine.device.utils, "DEVICE", device)
+    weight = detector(autocast="bfloat16").backbone.stem.conv.conv.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == is_last
 
 
 @pytest.mark.parametrize("autocast", [None, "float32"])

@@ -6,17 +6,19 @@ import time
 
 import pytest
 import torch
-from device import recorded
+from device import SOC, recorded
 from mmcv import Config
 from mmcv.runner import build_optimizer
 from mmdet.models import build_detector
 from same import same
-from tiny2 import write_config
+from tiny2 import STANDARD, write_config
 
 from yolox_plugin.run import evaluate as testing
 from yolox_plugin.run import train as training
 from yolox_plugin.run import where
 from yolox_plugin.run.demo_data import make_dataset
+
+STEM = "backbone.stem.conv.conv.weight"
 
 
 @pytest.mark.slow
@@ -28,6 +30,7 @@ def test_training_and_evaluation(tmp_path, amp, capsys):
     config = write_config(tmp_path / "tiny.py", data, epochs=2)
     common = [f"--data-path={data}", f"--config={config}", "--device=npu"]
     options = [f"--amp={amp}"] if amp else []
+    options += ["--cfg-options", "channels_last=True"]  # as the demo has it, for CPUs
     with recorded() as record:
         assert training.main([*common, *options, f"--work-dir={tmp_path / 'train'}"]) == 0
     assert len(record.launches()) > 1000  # it ran there
@@ -35,8 +38,9 @@ def test_training_and_evaluation(tmp_path, amp, capsys):
     assert (trained["device"], trained["epochs"], trained["amp"]) == ("npu", 2, amp)
     assert trained["loss"] > 0
     assert trained["mAP"] is not None
-    scaled = "fp16" in torch.load(tmp_path / "train/latest.pth")["meta"]  # the state of mmcv's loss scaler
-    assert scaled == (amp is None)
+    checkpoint = torch.load(tmp_path / "train/latest.pth", map_location="cpu")
+    assert ("fp16" in checkpoint["meta"]) == (amp is None)  # the state of mmcv's loss scaler
+    assert checkpoint["state_dict"][STEM].is_contiguous()  # an NPU has a layout of its own
 
     options = [f"--pth-path={tmp_path / 'train/latest.pth'}", f"--work-dir={tmp_path / 'test'}", "--batch-size=2"]
     with recorded() as record:
@@ -45,6 +49,24 @@ def test_training_and_evaluation(tmp_path, amp, capsys):
     tested = json.loads((tmp_path / "test/result.json").read_text())
     assert (tested["device"], tested["images"]) == ("npu", 3)
     assert "Final Performance images/sec" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_cpu_beside_an_npu(tmp_path):
+    """torch's DataParallel, of which mmcv's is made, would move the network to the NPU."""
+    data = tmp_path / "data"
+    make_dataset(data, train=8, val=3)
+    config = write_config(tmp_path / "tiny.py", data, epochs=2)
+    common = [f"--data-path={data}", f"--config={config}", "--device=cpu"]
+    with recorded() as record:
+        assert training.main([*common, "--amp=bfloat16", f"--work-dir={tmp_path / 'train'}"]) == 0
+        checkpoint = tmp_path / "train/latest.pth"
+        assert testing.main([*common, f"--pth-path={checkpoint}", f"--work-dir={tmp_path / 'test'}"]) == 0
+    assert not record.calls
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("train", "test")]
+    assert [result["device"] for result in results] == ["cpu", "cpu"]
+    assert results[0]["loss"] > 0
+    assert torch.load(checkpoint)["state_dict"][STEM].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.slow
@@ -149,3 +171,24 @@ def test_what_a_step_is_found_to_do(monkeypatch, capfd):
     untold = figures(loud)
     assert (untold["bound_by"], untold["waits"]) == (None, None)  # and not 0
     assert untold["not_measured"].startswith("waits: torch.npu did not tell of one that was put in; bound_by: ")
+
+
+@pytest.mark.skipif(SOC == "A2", reason="it has bfloat16")
+def test_bfloat16_is_refused_before_anything_is_written(tmp_path, capsys):
+    data = tmp_path / "data"
+    make_dataset(data, train=8, val=3)
+    config = write_config(tmp_path / "tiny.py", data, epochs=2)
+    common = [f"--data-path={data}", f"--config={config}", "--device=npu", f"--work-dir={tmp_path / 'run'}"]
+    assert training.main([*common, "--amp=bfloat16"]) == 2
+    assert "error: --amp=bfloat16: this npu device has no bfloat16, use --amp=float16\n" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(SOC == "A2", reason="it has bfloat16")
+def test_a_detector_refuses_bfloat16():
+    """torch's autocast warns, and trains in float32."""
+    cfg = Config.fromfile(str(STANDARD)).model
+    detector = build_detector({**cfg, "autocast": "bfloat16"}).to("npu")
+    image, boxes, labels = (torch.zeros(*shape, device="npu") for shape in ((1, 3, 64, 64), (0, 4), (0,)))
+    with pytest.raises(ValueError, match=r"'bfloat16': this npu device has no bfloat16; use autocast='float16'"):
+        detector.forward_train(image, [{}], [boxes], [labels.long()])

@@ -465,6 +465,17 @@ def test_a_run_that_is_going_on_is_left_alone(train, data, tmp_path):
     assert train(data, "--resume", "--iterations=3")[0] == 0
 
 
+@pytest.mark.parametrize(("length", "found"), [("--iterations=2", "logs"), ("--epochs=1", "checkpoints, logs")])
+def test_the_last_line_names_what_is_there(config, data, tmp_path, capfd, length, found):
+    """Two iterations are less than an epoch, after which the first checkpoint is written."""
+    run = tmp_path / "run"
+    options = [f"--data-path={data}", f"--config={config}", "--device=cpu", f"--work-dir={run}"]
+    assert training.main([*options, length]) == 0
+    last = capfd.readouterr().out.splitlines()[-1]
+    assert last == f"  in {run}: {found}, config.py, result.json, curves.png"
+    assert ("checkpoints" in found) == any(run.glob("*.pth"))
+
+
 def test_a_run_that_came_after_the_checks_is_left_alone(tmp_path):
     (tmp_path / "now.log").write_text("")
     (tmp_path / "config.py").write_text("theirs = True")

@@ -43,6 +43,43 @@ def _():
 """
 
 
+@pytest.mark.parametrize("cores", ["all", "some"])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"TASK_QUEUE_ENABLE": "2", "CPU_AFFINITY_CONF": "1"}),
+        ({"TASK_QUEUE_ENABLE": "1"}, {"TASK_QUEUE_ENABLE": "1", "CPU_AFFINITY_CONF": "1"}),
+        ({"TASK_QUEUE_ENABLE": "0", "CPU_AFFINITY_CONF": "0"}, {"TASK_QUEUE_ENABLE": "0", "CPU_AFFINITY_CONF": "0"}),
+    ],
+)
+def test_settings_for_npus(tmp_path, given, expected, cores):
+    """Where torch_npu is, the user has not set them, and, for the cores, all are the process's."""
+    names = ("TASK_QUEUE_ENABLE", "CPU_AFFINITY_CONF")
+    clean = {key: value for key, value in ENV.items() if key not in names}
+    mine = os.sched_getaffinity(0)
+    allowed = mine if cores == "all" else {min(mine)}
+    if len(allowed) < os.cpu_count() and "CPU_AFFINITY_CONF" not in given:
+        expected = {"TASK_QUEUE_ENABLE": expected["TASK_QUEUE_ENABLE"]}
+
+    def settings(environment):
+        code = f". {ROOT}/scripts/launch.sh && env"
+        process = subprocess.run(
+            ["bash", "-c", code], env=environment, capture_output=True, text=True, check=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, allowed),
+        )  # fmt: skip
+        found = dict(line.split("=", 1) for line in process.stdout.splitlines() if line.startswith(names))
+        return found, process.stderr
+
+    assert settings(clean | given) == (given, "")
+    (tmp_path / "torch_npu").mkdir()
+    (tmp_path / "torch_npu/__init__.py").write_text("raise SystemExit('looked for, not imported')")
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), ENV.get("PYTHONPATH", "")])}
+    found, told = settings(clean | path | given)
+    assert found == expected
+    added = [f"{name}={value}" for name, value in expected.items() if name not in given]
+    assert told.startswith(f"set for NPUs: {' '.join(added)}; what you set stays") if added else told == ""
+
+
 def check_ends(process, devices):
     ends = sorted(line for line in process.stdout.splitlines() if "at its end" in line)
     assert ends == [f"rank {rank} at its end: left" for rank in range(devices) if devices > 1]

@@ -1,13 +1,24 @@
-"""Several processes on every device. MMDetection's `build_ddp` refuses CPUs."""
+"""One process or several on every device. MMDetection's `build_ddp` refuses CPUs, and its `build_dp` takes an
+accelerator that is there, whatever it is told."""
 
 import functools
 from typing import Any
 
 import mmdet.apis.train
 import torch.distributed as dist
-from mmcv.parallel import MMDistributedDataParallel
+from mmcv.parallel import MMDataParallel, MMDistributedDataParallel
 from mmdet.utils import build_ddp as stock_build_ddp
+from mmdet.utils import build_dp as stock_build_dp
 from torch import nn
+
+
+class CPUDataParallel(MMDataParallel):
+    """mmcv's class as it is where there is no accelerator: torch's, which it is made of, moves a network to any."""
+
+    def __init__(self, module: nn.Module, dim: int = 0) -> None:
+        nn.Module.__init__(self)
+        self.module, self.dim = module, dim
+        self.device_ids: list[int] = []
 
 
 class CPUDistributedDataParallel(MMDistributedDataParallel):
@@ -24,22 +35,32 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
         return super().forward(*arguments, **options)
 
 
-@functools.wraps(stock_build_ddp)
-def build_ddp(model: nn.Module, device: str, device_ids: list[int], **kwargs: Any) -> nn.Module:
-    """MMDetection's function, for CPUs as well."""
+@functools.wraps(stock_build_dp)
+def build_dp(model: nn.Module, device: str = "cuda", dim: int = 0, *args: Any, **kwargs: Any) -> nn.Module:
+    """MMDetection's function, for CPUs beside an accelerator as well."""
     if device == "cpu":
-        return CPUDistributedDataParallel(model, **kwargs)
-    if device == "npu":  # or each gradient is copied out of its bucket again, by a launch
-        kwargs.setdefault("gradient_as_bucket_view", True)
-    wrapped: nn.Module = stock_build_ddp(model, device, device_ids=device_ids, **kwargs)
+        return CPUDataParallel(model, dim)
+    wrapped: nn.Module = stock_build_dp(model, device, dim, *args, **kwargs)
     return wrapped
 
 
-def prepare_ddp() -> None:
-    """Lets MMDetection train in several processes on CPUs, and under torch 2.1 and newer."""
+@functools.wraps(stock_build_ddp)
+def build_ddp(model: nn.Module, device: str = "cuda", *args: Any, **kwargs: Any) -> nn.Module:
+    """MMDetection's function, for CPUs as well."""
+    if device == "cpu":
+        kwargs.pop("device_ids", None)
+        return CPUDistributedDataParallel(model, **kwargs)
+    if device == "npu":  # or each gradient is copied out of its bucket again, by a launch
+        kwargs.setdefault("gradient_as_bucket_view", True)
+    wrapped: nn.Module = stock_build_ddp(model, device, *args, **kwargs)
+    return wrapped
+
+
+def prepare_parallel() -> None:
+    """Lets MMDetection train on CPUs, in several processes too, and under torch 2.1 and newer."""
     # torch 2.1 dropped this attribute of DistributedDataParallel, which mmcv 1.7.2 reads in every evaluation.
     MMDistributedDataParallel._use_replicated_tensor_module = False
-    mmdet.apis.train.build_ddp = build_ddp  # what train_detector calls
+    mmdet.apis.train.build_dp, mmdet.apis.train.build_ddp = build_dp, build_ddp  # what train_detector calls
 
 
 def gather_results(mine: list[Any], total: int) -> list[Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
+from mmdet.utils import get_device
 from torch import Tensor
 
 from ..core.forward import in_few_launches
@@ -23,15 +24,15 @@ class YOLOX(StockYOLOX, TrainingPart):
 
     Args:
         autocast: "float32", "bfloat16" or "float16": the precision of the convolutions in training. Losses, assignment
-            and weights stay float32. float16 needs an accelerator. None leaves it to MMDetection: float32, but float16
-            on an NPU and where the config has `fp16`.
+            and weights stay float32. float16 needs an accelerator, bfloat16 a device that has it, as an Ascend 910A has
+            not. None leaves it to MMDetection: float32, but float16 on an NPU and where the config has `fp16`.
     """
 
     def __init__(self, *args: Any, autocast: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.autocast = autocast
         self._precision = Precision(autocast)
-        self._precision.prepare(self)
+        self._precision.prepare(self, get_device())
         quicken(self)
         self._seed: int | None = None
 

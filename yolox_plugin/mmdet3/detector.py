@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 from mmdet.structures import DetDataSample
+from mmengine.device import get_device
 from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
@@ -20,15 +21,16 @@ class YOLOX(StockYOLOX, TrainingPart):
 
     Args:
         autocast: "float32", "bfloat16" or "float16": the precision of the convolutions in training. Losses, assignment
-            and weights stay float32. float16 needs an accelerator, and mmengine's AmpOptimWrapper for its loss scale.
-            None leaves it to the optimizer's wrapper; mmengine's AmpOptimWrapper refuses CPUs.
+            and weights stay float32. float16 needs an accelerator, and mmengine's AmpOptimWrapper for its loss scale;
+            bfloat16 a device that has it, as an Ascend 910A has not. None leaves it to the optimizer's wrapper;
+            mmengine's AmpOptimWrapper refuses CPUs.
     """
 
     def __init__(self, *args: Any, autocast: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.autocast = autocast
         self._precision = Precision(autocast)
-        self._precision.prepare(self)
+        self._precision.prepare(self, get_device())
         quicken(self)
         self._in_epoch = False
         # Each image, and each tensor of its gts, is copied by itself: three waits for the GPU an image if it is waited

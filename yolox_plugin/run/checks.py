@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint
+from ..precision import has_bfloat16
 from .annotations import in_words
 from .messages import InputError, warn
 
@@ -42,7 +43,7 @@ def check_precision(device: str, precision: str | None, option: bool, detector: 
             raise InputError(f"{named} needs an accelerator: on a CPU use --amp=bfloat16")
         if precision is None and other:
             raise InputError(f"{other} needs an accelerator: on a CPU use --amp=float32 or --amp=bfloat16")
-    elif precision == "bfloat16" and not getattr(torch, device).is_bf16_supported():
+    elif precision == "bfloat16" and not has_bfloat16(device):
         raise InputError(f"{named}: this {device} device has no bfloat16, use --amp=float16")
 
 

@@ -169,4 +169,5 @@ def finish(args: argparse.Namespace, cfg: Any, outcome: report.Outcome, world_si
     })  # fmt: skip
     if args.performance and wait is not None and wait > LONG_WAIT:
         print(f"  more workers (--cfg-options {host.MORE_WORKERS}) or a cache of images ({host.CACHE}) help")
-    print(f"  in {work_dir}: checkpoints, logs, config.py, result.json, curves.png", flush=True)
+    saved = "checkpoints, " if newest_checkpoint(work_dir) else ""  # of less than an epoch there is none
+    print(f"  in {work_dir}: {saved}logs, config.py, result.json, curves.png", flush=True)

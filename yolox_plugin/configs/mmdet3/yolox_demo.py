@@ -79,4 +79,4 @@ custom_hooks = [
 ]
 default_hooks = dict(checkpoint=dict(interval=interval, max_keep_ckpts=2), logger=dict(interval=10))
 auto_scale_lr = dict(base_batch_size=8)
-channels_last = True  # read by yolox_plugin.train: the layout that the CPU's convolutions are fastest in
+channels_last = True  # read by yolox_plugin.train, but on an NPU: the CPU's convolutions are fastest in this layout

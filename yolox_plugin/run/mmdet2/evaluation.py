@@ -12,10 +12,10 @@ from mmcv import Config
 from mmcv.runner import get_dist_info
 from mmdet.datasets import build_dataloader, build_dataset, replace_ImageToTensor
 from mmdet.models import build_detector
-from mmdet.utils import build_dp, setup_multi_processes
+from mmdet.utils import setup_multi_processes
 
 from ...core.checkpoint import read_checkpoint
-from ...mmdet2.ddp import gather_results
+from ...mmdet2.ddp import build_dp, gather_results
 from .. import annotations, checks, report
 from ..annotations import Source
 from ..configs import heads_of

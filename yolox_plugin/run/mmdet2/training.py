@@ -21,7 +21,8 @@ from mmdet.utils import get_root_logger, setup_multi_processes
 from ...core.checkpoint import newest_checkpoint
 from ...core.mixing import data_sets_in
 from ...mmdet2.dataset import CocoDataset
-from ...mmdet2.ddp import prepare_ddp
+from ...mmdet2.ddp import prepare_parallel
+from ...precision import LOWER
 from .. import annotations, checks, folders, report, where
 from ..configs import asked_lengths, heads_of, length_of, listed, text_of
 from ..messages import described
@@ -168,8 +169,7 @@ class Training:
         """
         self.args, self.cfg = args, cfg
         self.rank, self.world_size = get_dist_info()
-        if self.world_size > 1:
-            prepare_ddp()
+        prepare_parallel()
         setup_multi_processes(cfg)
         set_random_seed(args.seed)
         cfg.gpu_ids = list(range(self.world_size))
@@ -194,7 +194,8 @@ class Training:
         logger = get_root_logger(log_file=log_file, log_level=cfg.log_level)
         logger.info(", ".join(f"{name} {value}" for name, value in report.versions().items()))
         model.init_weights()
-        if cfg.get("channels_last"):
+        # A detector with `autocast` was built for the device that MMDetection would choose, which may be an NPU.
+        if cfg.device != "npu" and (cfg.get("channels_last") or cfg.model.get("autocast") in LOWER):
             model.to(memory_format=torch.channels_last)
         model.CLASSES = self.dataset.CLASSES
         about = {"CLASSES": self.dataset.CLASSES, **labels_of(self.dataset)}

@@ -204,7 +204,7 @@ class Training:
         """The training itself, in a folder that is this run's, from the checkpoint `newest` on."""
         args, cfg = self.args, self.cfg
         work_dir = Path(cfg.work_dir)
-        if cfg.get("channels_last"):
+        if cfg.get("channels_last") and cfg.device != "npu":
             self.model.to(memory_format=torch.channels_last)
         is_main = self.rank == 0
         hooks = [*cfg.custom_hooks, {"type": "SharedNormsHook"}]
