@@ -71,6 +71,7 @@ class NoOperators(types.ModuleType):
 for _name in ("mmcv._ext", "torchvision"):
     sys.modules.setdefault(_name, NoOperators(_name))
     sys.modules[_name].__spec__ = importlib.machinery.ModuleSpec(_name, loader=None)
+    sys.modules[_name].__version__ = "none"  # which mmengine's log names
 
 
 @dataclass(frozen=True)
