@@ -23,6 +23,7 @@ from yolox_plugin.core.sgd import SGD
 from yolox_plugin.mmdet3.batch import DetDataPreprocessor, StockDetDataPreprocessor
 from yolox_plugin.mmdet3.ema import ExpMomentumEMA
 from yolox_plugin.mmdet3.scaling import AmpOptimWrapper
+from yolox_plugin.mmdet3.sizes import BatchSyncRandomResize
 from yolox_plugin.protocol import Moment, TrainingPart
 
 WRAPPERS = {
@@ -42,11 +43,11 @@ def test_a_step_waits_for_nothing(tmp_path, amp, record_property):
     """YOLOX-nano has more layers than YOLOX-M, so it stands for its launches."""
     runner, records = train(tmp_path, options={"optim_wrapper": WRAPPERS[amp]})
     record = records[2]  # the first ones allocate, the last one writes the log
-    record_property(f"mmdet 3, nano on {SOC}, {amp}", record.counts())
+    record_property(f"mmdet 3, nano, {SOC}, {amp}", record.counts())
     for calls in (record.waits(), record.dynamic(), record.aicpu()):
         assert not calls, "\n".join(map(str, calls))
     assert record.runtime_waits == 0
-    assert len(record.copies()) <= 3
+    assert len(record.copies()) <= 4  # images, boxes, labels; counts of the gts
     assert len(record.launches()) <= {"A2": 1000, "910A": 1050}[SOC]
     assert isinstance(runner.optim_wrapper, AmpOptimWrapper) == (amp == "float16")
 
@@ -54,8 +55,17 @@ def test_a_step_waits_for_nothing(tmp_path, amp, record_property):
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path):
     """In float16, with a scale that has changed on the way."""
     scaling = {"type": "AmpOptimWrapper", "loss_scale": {"init_scale": 2.0**18, "growth_interval": 2}}
-    options = {"optim_wrapper": scaling}
-    whole = {"train_cfg": {"by_epoch": True, "max_epochs": 2}, "steps": 3, "options": options}
+    narrow = {"in_channels": [32, 64, 128], "out_channels": 32}
+    options = {
+        "optim_wrapper": scaling, "model.backbone.widen_factor": 0.125, "model.neck": narrow,
+        "model.bbox_head": {"in_channels": 32, "feat_channels": 32},
+    }  # fmt: skip
+    whole = {
+        "train_cfg": {"by_epoch": True, "max_epochs": 2},
+        "steps": 2,
+        "config": "yolox_tiny_8xb8-300e_coco.py",
+        "options": options,
+    }
     runner, _ = train(tmp_path / "whole", **whole)
     expected = torch.load(tmp_path / "whole/epoch_2.pth", map_location="cpu", weights_only=False)
     again, _ = train(tmp_path / "again", **whole, resume=True, load_from=str(tmp_path / "whole/epoch_1.pth"))
@@ -83,6 +93,32 @@ def batches():
         yield {"inputs": images, "data_samples": samples}
 
 
+def test_resized_batches_are_those_of_stock(monkeypatch):
+    """Their boxes take two launches; those of stock four for each image."""
+    monkeypatch.setitem(MessageHub.get_current_instance().runtime_info, "iter", 0)
+    for data in batches():
+        found = []
+        for device in ("cpu", "npu"):
+            resize = BatchSyncRandomResize((64, 64), interval=10)
+            resize._input_size = (64, 96) if len(data["inputs"]) > 1 else (64, 64)
+            prepare = DetDataPreprocessor(pad_size_divisor=32).to(torch.device(device))
+            prepared = prepare(copy.deepcopy(data), training=True)
+            for _ in range(2):  # constants travel once
+                samples = copy.deepcopy(prepared["data_samples"])
+                with recorded() as record:
+                    images, samples = resize(prepared["inputs"], samples)
+            found.append((images.cpu(), [(sample.metainfo, sample.cpu()) for sample in samples]))
+        (expected, their_samples), (mine, samples) = found
+        torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-4)
+        assert not record.waits(), "\n".join(map(str, record.waits()))
+        assert len(record.launches()) <= 3, "\n".join(map(str, record.launches()))
+        for (meta, sample), (their_meta, their_sample) in zip(samples, their_samples, strict=True):
+            assert meta == their_meta
+            for name in ("gt_instances", "ignored_instances"):
+                torch.testing.assert_close(sample.get(name).bboxes, their_sample.get(name).bboxes, rtol=0, atol=0)
+                assert len(sample.get(name).labels) == len(sample.get(name).bboxes)
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0], "bgr_to_rgb": True}], ids=len
 )
@@ -95,10 +131,11 @@ def test_a_batch_is_that_of_stock_and_its_copies_wait_for_nothing(options):
             found = ours(data, training=True)
         if not options:  # stock turns the channels by a list, which travels by itself
             assert not record.waits(), "\n".join(map(str, record.waits()))
-            assert len(record.copies()) == 1, record.copies()
+            assert len(record.copies()) <= 3, record.copies()
         assert found["inputs"].device.type == "npu"
         torch.testing.assert_close(found["inputs"].cpu(), expected["inputs"], rtol=0, atol=0)
-        for mine, theirs in zip(found["data_samples"], expected["data_samples"], strict=True):
+        copied = copy.deepcopy(found["data_samples"])  # as semi-supervised detectors do
+        for mine, theirs in zip(copied, expected["data_samples"], strict=True):
             assert mine.metainfo == theirs.metainfo
             for name in ("gt_instances", "ignored_instances"):
                 assert mine.get(name).bboxes.device.type == "npu"
@@ -135,7 +172,7 @@ class Trainer:
 def test_steps_of_a_whole_detector():
     """From the same weights, each step gives what it gives on the CPU, and none waits."""
     theirs, ours = Trainer("cpu"), Trainer("npu")
-    for step in range(4):
+    for step in range(3):
         for of in ("model", "average"):
             getattr(ours, of).load_state_dict(getattr(theirs, of).state_dict())
         ours.wrapper.load_state_dict(copy.deepcopy(theirs.wrapper.state_dict()))

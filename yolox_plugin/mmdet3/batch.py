@@ -1,5 +1,6 @@
 """The way of a batch from the loader to an NPU."""
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,8 +15,9 @@ from ..core.batch import send
 
 
 class DetDataPreprocessor(StockDetDataPreprocessor):
-    """The stock class. To an NPU, images of one shape travel as one tensor, all gts in one parcel, and nobody waits;
-    stock copies every image, and every tensor of its gts, by itself, and waits for the device before each.
+    """The stock class. To an NPU, images of one shape travel as one tensor, all boxes in one parcel, all labels in
+    another, and nobody waits; stock copies every image, and every tensor of its gts, by itself, and waits for the
+    device before each.
     """
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
@@ -26,7 +28,11 @@ class DetDataPreprocessor(StockDetDataPreprocessor):
             return prepared
         if _are_alike(data["inputs"]):
             data = {**data, "inputs": _stacked(data["inputs"])}
-        with _Arrived(send({id(tensor): tensor for tensor in _tensors(data)}, self.device)):
+        # A parcel for each dtype: torch_npu cannot copy.deepcopy two dtypes that share memory.
+        parcels: dict[torch.dtype, dict[int, Tensor]] = {}
+        for tensor in _tensors(data):
+            parcels.setdefault(tensor.dtype, {})[id(tensor)] = tensor
+        with _Arrived(ChainMap(*(send(parcel, self.device) for parcel in parcels.values()))):
             prepared = super().forward(data, training)
         return prepared
 
@@ -34,7 +40,7 @@ class DetDataPreprocessor(StockDetDataPreprocessor):
 class _Arrived(TorchFunctionMode):
     """In which `Tensor.to`, by which whatever structure copies its tensors, finds them on the device already."""
 
-    def __init__(self, tensors: dict[int, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[int, Tensor]) -> None:
         """By the ids of those on the CPU."""
         super().__init__()
         self._tensors = tensors
