@@ -195,11 +195,13 @@ def test_steps_of_a_whole_detector():
     )
 
 
-def test_a_scaler_that_is_told_to_stay_is_left_to_torch_npu():
-    """It steps whatever it finds."""
+def test_the_scaler_is_replaced_where_it_may_be():
+    """Not a static one, which steps whatever it finds, and not that of an optimizer that asks the host."""
     for settings in ({"dynamic": False}, {"enabled": False}, {}):
         wrapper = AmpOptimWrapper(optimizer=SGD(network().parameters(), lr=0.01), loss_scale=settings)
         assert isinstance(wrapper.loss_scaler, DeviceGradScaler) == (not settings)
+    other = AmpOptimWrapper(optimizer=torch.optim.AdamW(network().parameters()))
+    assert not isinstance(other.loss_scaler, DeviceGradScaler)
 
 
 def network():

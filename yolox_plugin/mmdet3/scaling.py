@@ -6,6 +6,8 @@ import torch
 from mmengine.optim import AmpOptimWrapper as StockAmpOptimWrapper
 from mmengine.optim.optimizer.amp_optimizer_wrapper import GradScaler
 
+from ..core.sgd import SGD
+
 
 class AmpOptimWrapper(StockAmpOptimWrapper):
     """The stock class, with the same settings, and the same state in checkpoints. On an NPU, stock's scaler asks the
@@ -16,7 +18,9 @@ class AmpOptimWrapper(StockAmpOptimWrapper):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        if any(parameter.device.type == "npu" for parameter in parameters) and _is_replaceable(self.loss_scaler):
+        on_npu = any(parameter.device.type == "npu" for parameter in parameters)
+        # torch_npu's own optimizers keep gradients where its scaler alone finds them.
+        if on_npu and isinstance(self.optimizer, SGD) and _is_replaceable(self.loss_scaler):
             from ..core.scaling import DeviceGradScaler
 
             self.loss_scaler = DeviceGradScaler.like(self.loss_scaler.state_dict())
