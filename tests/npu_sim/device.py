@@ -58,6 +58,8 @@ METADATA = {
 class NoOperators(types.ModuleType):
     """mmcv's compiled part and torchvision, which this torch has not: whoever calls them fails."""
 
+    __version__ = "none"  # for mmengine's log
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -71,7 +73,6 @@ class NoOperators(types.ModuleType):
 for _name in ("mmcv._ext", "torchvision"):
     sys.modules.setdefault(_name, NoOperators(_name))
     sys.modules[_name].__spec__ = importlib.machinery.ModuleSpec(_name, loader=None)
-    sys.modules[_name].__version__ = "none"  # which mmengine's log names
 
 
 @dataclass(frozen=True)
