@@ -50,12 +50,12 @@ test-onedl: .venv/onedl/ready
 	  if [ $$status = 77 ]; then echo "SKIPPED: tests on a simulated NPU"; elif [ $$status != 0 ]; then exit $$status; else touch $@; fi
 
 # On the installed package: from the source tree, the operators built for the other torch would be found. Both devices
-# that are simulated: Ascend 910B (A2) and 910A.
+# that are simulated, Ascend 910B (A2) and 910A, on MMDetection 2.28.2 and on 3.3.0.
 test-npu: .venv-npu/ready
-	@if [ -e .venv-npu/ready ]; then for soc in A2 910A; do \
-	  echo "== simulated NPU, $$soc" && \
+	@if [ -e .venv-npu/ready ]; then for soc in A2 910A; do for mmdet in "" "$(CURDIR)/.venv-npu/mmdet3"; do \
+	  echo "== simulated NPU, $$soc$${mmdet:+, MMDetection 3}" && PYTHONPATH="$$mmdet" \
 	  SOC=$$soc OMP_NUM_THREADS=1 $(SIMULATED) .venv-npu/bin/python -P -m pytest -rs -n auto --maxprocesses 4 tests/npu_sim || exit 1; \
-	done; fi
+	done; done; fi
 SIMULATED := TORCH_DEVICE_BACKEND_AUTOLOAD=0 TASK_QUEUE_ENABLE=0 TORCH_NPU_FALLBACK_CPU_DISABLE=1 LD_LIBRARY_PATH="$(CURDIR)/.venv-npu/fake_cann" PYTHONSAFEPATH=1
 
 # The oldest torch, the one that everything else here uses, and the newest.

@@ -23,6 +23,9 @@ if ! cmp -s requirements.txt $venv/requirements.installed; then
   $pip install --no-deps mmdet==2.28.2
   cp requirements.txt $venv/requirements.installed
 fi
+# In a folder of its own, which comes first on PYTHONPATH where it is wanted.
+[ -d $venv/mmdet3/mmdet ] ||
+  $pip install --no-deps --target $venv/mmdet3 mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0
 say "fake CANN runtime and this project's operators (a minute on 2 cores when new) ..."
 $venv/bin/python tests/npu_sim/fake_cann.py $venv/fake_cann
 $pip install --no-build-isolation --no-deps --force-reinstall .

@@ -21,14 +21,15 @@ import yolox_plugin
 import mmengine.runner.runner as runner
 from mmdet.registry import DATASETS, MODELS, TASK_UTILS, TRANSFORMS
 from mmdet.registry import HOOKS as MMDET_HOOKS
-from mmengine.registry import HOOKS, LOOPS, MODEL_WRAPPERS, OPTIMIZERS
+from mmengine.registry import HOOKS, LOOPS, MODEL_WRAPPERS, OPTIM_WRAPPERS, OPTIMIZERS
 parts = {
     "assigner": [TASK_UTILS.get("SimOTAAssigner")],
     "head": [MODELS.get("YOLOXHead")],
     "training": [
-        *map(MODELS.get, ("YOLOX", "BatchSyncRandomResize", "ExpMomentumEMA")),
+        *map(MODELS.get, ("YOLOX", "DetDataPreprocessor", "BatchSyncRandomResize", "ExpMomentumEMA")),
         *map(MMDET_HOOKS.get, ("YOLOXModeSwitchHook", "SyncNormHook", "RuntimeInfoHook", "CheckpointHook")),
         *map(HOOKS.get, ("RuntimeInfoHook", "CheckpointHook")), OPTIMIZERS.get("SGD"),
+        OPTIM_WRAPPERS.get("AmpOptimWrapper"),
         LOOPS.get("EpochBasedTrainLoop"), MODEL_WRAPPERS.get("MMDistributedDataParallel"),
         DATASETS.get("MultiImageMixDataset"), runner.save_checkpoint, runner.EpochBasedTrainLoop,
         runner.MMDistributedDataParallel, runner.init_dist,
@@ -45,9 +46,9 @@ for part, things in parts.items():
 NAMES = {
     "assigner": "SimOTAAssigner",
     "head": "YOLOXHead",
-    "training": "YOLOX, BatchSyncRandomResize, ExpMomentumEMA, YOLOXModeSwitchHook, SyncNormHook, RuntimeInfoHook,"
-    " CheckpointHook, save_checkpoint, SGD, EpochBasedTrainLoop, MMDistributedDataParallel, init_dist,"
-    " MultiImageMixDataset",
+    "training": "YOLOX, DetDataPreprocessor, BatchSyncRandomResize, ExpMomentumEMA, YOLOXModeSwitchHook, SyncNormHook,"
+    " RuntimeInfoHook, CheckpointHook, save_checkpoint, SGD, AmpOptimWrapper, EpochBasedTrainLoop,"
+    " MMDistributedDataParallel, init_dist, MultiImageMixDataset",
     "pipeline": "Mosaic, RandomAffine, MixUp, YOLOXHSVRandomAug",
 }
 

@@ -60,6 +60,8 @@ METADATA = {
 class NoOperators(types.ModuleType):
     """mmcv's compiled part and torchvision, which this torch has not: whoever calls them fails."""
 
+    __version__ = "none"  # for mmengine's log
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)

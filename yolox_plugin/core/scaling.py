@@ -34,6 +34,13 @@ class DeviceGradScaler(GradScaler):
 
         self._torch_npu = torch_npu
         self._saturates = not torch_npu.npu.utils.is_support_inf_nan()
+        self._cleared = False  # the flag, since the last update: gradients may be added up over several losses
+
+    @classmethod
+    def like(cls, state: dict[str, Any]) -> "DeviceGradScaler":
+        """With the scale and the settings in the `state_dict` of another scaler."""
+        names = ("growth_factor", "backoff_factor", "growth_interval")
+        return cls(init_scale=state["scale"], **{name: state[name] for name in names})
 
     def scale(self, outputs: Any) -> Any:
         """See the stock class."""
@@ -48,7 +55,8 @@ class DeviceGradScaler(GradScaler):
         torch.autograd.backward(loss, self._scale)
 
     def _clear_flag(self) -> None:
-        if self._saturates:
+        if self._saturates and not self._cleared:
+            self._cleared = True
             self._torch_npu.npu_clear_float_status(torch.zeros(8, device="npu"))
 
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
@@ -93,6 +101,7 @@ class DeviceGradScaler(GradScaler):
 
     def update(self, new_scale: float | Tensor | None = None) -> None:
         """See the stock class."""
+        self._cleared = False
         states = self._per_optimizer_states.values()
         found = [flag for state in states for flag in state["found_inf_per_device"].values()]
         if new_scale is not None or not self._enabled or len(found) != 1:

@@ -19,6 +19,7 @@ from ..core.checkpoint import numpy_allowed, read_newest, write_whole
 from ..core.mixing import data_sets_in
 from ..core.reading import read_together
 from ..core.seeds import seed_everything
+from ..core.sgd import SGD
 from ..protocol import Moment, TrainingPart
 from .detector import YOLOX
 from .scaling import DeferredFp16OptimizerHook
@@ -173,7 +174,8 @@ class EpochBasedRunner(StockRunner):
                 raise ValueError(f"autocast='float16' goes with OptimizerHook or Fp16OptimizerHook, got {kind}")
             hook = Fp16OptimizerHook(grad_clip=grad_clip, loss_scale="dynamic", distributed=self.world_size > 1)
         on_npu = any(parameter.device.type == "npu" for parameter in self.model.parameters())
-        if on_npu and DeferredFp16OptimizerHook.serves(hook):
+        # torch_npu's own optimizers keep gradients where its scaler alone finds them.
+        if on_npu and isinstance(self.optimizer, SGD) and DeferredFp16OptimizerHook.serves(hook):
             hook = DeferredFp16OptimizerHook(hook)
         super().register_optimizer_hook(hook)
 

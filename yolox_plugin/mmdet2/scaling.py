@@ -14,20 +14,18 @@ class DeferredFp16OptimizerHook(Fp16OptimizerHook):
 
     def __init__(self, hook: Fp16OptimizerHook) -> None:
         self.__dict__.update(vars(hook))
-        state = hook.loss_scaler.state_dict()
         from ..core.scaling import DeviceGradScaler
 
-        names = ("growth_factor", "backoff_factor", "growth_interval")
-        self.loss_scaler = DeviceGradScaler(init_scale=state["scale"], **{name: state[name] for name in names})
+        self.loss_scaler = DeviceGradScaler.like(hook.loss_scaler.state_dict())
 
     @staticmethod
     def serves(hook: Any) -> bool:
-        """Whether a hook is mmcv's own, and torch has a scaler for every device."""
+        """Whether a hook is mmcv's own and scales by what it finds, and torch has a scaler for every device."""
         return (
             hasattr(torch.amp, "GradScaler")
             and type(hook) is Fp16OptimizerHook
             and not has_own(hook, ["before_run", "after_train_iter", "clip_grads"])
-            and getattr(hook.loss_scaler, "is_enabled", lambda: False)()
+            and bool(hook.loss_scaler.state_dict().get("dynamic"))  # nothing, if it is not enabled
         )
 
     def after_train_iter(self, runner: BaseRunner) -> None:

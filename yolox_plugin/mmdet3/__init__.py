@@ -4,11 +4,12 @@
 import mmengine.runner.runner
 from mmdet.registry import DATASETS, MODELS, TASK_UTILS, TRANSFORMS
 from mmdet.registry import HOOKS as MMDET_HOOKS
-from mmengine.registry import HOOKS, LOOPS, MODEL_WRAPPERS, OPTIMIZERS
+from mmengine.registry import HOOKS, LOOPS, MODEL_WRAPPERS, OPTIM_WRAPPERS, OPTIMIZERS
 
 from ..core.sgd import SGD
 from ..parts import Parts, is_on
 from .assigner import SimOTAAssigner
+from .batch import DetDataPreprocessor
 from .checkpoints import CheckpointHook, allow_own_checkpoints, save_checkpoint
 from .dataset import MultiImageMixDataset
 from .detector import YOLOX
@@ -17,6 +18,7 @@ from .head import YOLOXHead
 from .hooks import RuntimeInfoHook, SyncNormHook, YOLOXModeSwitchHook
 from .loop import EpochBasedTrainLoop
 from .processes import MMDistributedDataParallel, init_dist
+from .scaling import AmpOptimWrapper
 from .sizes import BatchSyncRandomResize
 from .transforms import MixUp, Mosaic, RandomAffine, YOLOXHSVRandomAug
 
@@ -27,6 +29,7 @@ PARTS: Parts = {
     "HEAD": [(MODELS, YOLOXHead)],
     "TRAINING": [
         (MODELS, YOLOX),
+        (MODELS, DetDataPreprocessor),
         (MODELS, BatchSyncRandomResize),
         (MODELS, ExpMomentumEMA),
         (MMDET_HOOKS, YOLOXModeSwitchHook),
@@ -35,6 +38,7 @@ PARTS: Parts = {
         (HOOKS, CheckpointHook),
         (RUNNER, save_checkpoint),
         (OPTIMIZERS, SGD),
+        (OPTIM_WRAPPERS, AmpOptimWrapper),
         (LOOPS, EpochBasedTrainLoop),
         (RUNNER, EpochBasedTrainLoop),
         (MODEL_WRAPPERS, MMDistributedDataParallel),

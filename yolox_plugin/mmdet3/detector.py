@@ -10,6 +10,7 @@ from mmengine.device import get_device
 from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
+from ..core.forward import in_few_launches
 from ..core.losses import parse
 from ..network import quicken
 from ..precision import Precision
@@ -48,7 +49,8 @@ class YOLOX(StockYOLOX, TrainingPart):
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample]) -> dict[str, Any]:
         """See the stock class."""
-        with self._precision.context(batch_inputs.device.type):
+        device = batch_inputs.device.type
+        with self._precision.context(device), in_few_launches(self, device):
             losses: dict[str, Any] = super().loss(self._precision.laid_out(batch_inputs), batch_data_samples)
         return losses
 
