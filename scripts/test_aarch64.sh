@@ -9,14 +9,12 @@ packages=$root/usr/lib/python3/dist-packages
 python=$root/usr/bin/emulated-python
 say() { echo "[aarch64, $SECONDS s] $*"; }
 
+command -v apt-get >/dev/null || { echo "Debian's apt-get is needed, for Python for arm64."; exit 1; }
 missing=()
 command -v qemu-aarch64-static >/dev/null || missing+=(qemu-user-static)
 command -v aarch64-linux-gnu-g++ >/dev/null || missing+=(g++-aarch64-linux-gnu)
 if [ ${#missing[@]} -gt 0 ]; then
-  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-    echo "missing: ${missing[*]}. Install them first (Debian: apt-get install ${missing[*]})."
-    exit 1
-  fi
+  [ "$(id -u)" = 0 ] || { echo "Missing, install them first: sudo apt-get install ${missing[*]}"; exit 1; }
   say "installing ${missing[*]} ..."
   { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >/dev/null
 fi
@@ -59,8 +57,8 @@ else
   echo "$wanted" >"$here/ready"
 fi
 
-# As an interpreter of its own, so that the tests' and CMake's child processes are emulated where they are Python. The
-# nearest to the Kunpeng 920 of Ascend hosts that qemu knows.
+# An interpreter by itself, so that what Python starts of Python is emulated, too. As the processor that is nearest to the
+# Kunpeng 920 of Ascend hosts.
 cat >"$python" <<END
 #!/bin/sh
 export QEMU_CPU=\${QEMU_CPU:-neoverse-n1}
@@ -93,9 +91,9 @@ for instruction in 'ldar\s+x' 'stlr\s+x' '__aarch64_cas8_acq_rel'; do
   grep -qP "$instruction" <<<"$stamps" || { echo "stamps.cpp: no $instruction"; exit 1; }
 done
 
-say "operator tests, without those that need a compiler; the others' child processes are emulated, too ..."
-"$python" -m pytest tests/ops tests/core/test_cache.py -m "not compile" -n auto --maxprocesses 4 --dist worksteal \
-  --durations=10 | tee "$here/tests.log"
+say "operator tests, without the slow ones and those that need a compiler ..."
+"$python" -m pytest -q tests/ops tests/core/test_cache.py -m "not compile and not slow" \
+  -n auto --maxprocesses 4 --dist worksteal --durations=5 | tee "$here/tests.log"
 # Another kind of processor: without atomic instructions, as a loop of loads and stores.
 say "stamps and cache on a Cortex-A72 ..."
 QEMU_CPU=cortex-a72 "$python" -m pytest -q tests/ops/test_stamps.py tests/core/test_cache.py
