@@ -94,10 +94,6 @@ done
 say "operator tests, without the slow ones and those that need a compiler ..."
 "$python" -m pytest -q tests/ops tests/core/test_cache.py -m "not compile and not slow" \
   -n auto --maxprocesses 4 --dist worksteal --durations=5 | tee "$here/tests.log"
-# Another kind of processor: without atomic instructions, as a loop of loads and stores.
-say "stamps and cache on a Cortex-A72 ..."
-QEMU_CPU=cortex-a72 "$python" -m pytest -q tests/ops/test_stamps.py tests/core/test_cache.py
-
 bits="bits not compared: no .venv"
 if [ -x .venv/bin/python ]; then
   say "the bits of $(uname -m) ..."
