@@ -2,7 +2,7 @@
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 BIN := .venv/bin
 
-.PHONY: demo test test-mmdet2 test-mmdet3 test-onedl test-gpu test-npu test-torch test-torch-newest test-sanitize lint bench bench-npu measure figures aarch64 clean
+.PHONY: demo test test-mmdet2 test-mmdet3 test-onedl test-gpu test-npu test-torch test-torch-newest test-sanitize lint bench bench-npu measure figures aarch64 test-aarch64 clean
 
 .venv/ready: $(SOURCES) scripts/setup_env.sh
 	@bash scripts/setup_env.sh
@@ -104,6 +104,10 @@ lint: .venv/ready
 
 aarch64: .venv/ready
 	bash scripts/check_aarch64.sh
+
+# The operator tests under emulation, in build/aarch64; not part of `make test`.
+test-aarch64:
+	bash scripts/test_aarch64.sh
 
 clean:
 	rm -rf build yolox_ops/*.so .venv/ready .venv/full
