@@ -65,7 +65,7 @@ std::tuple<at::Tensor, at::Tensor> simota_assign(const at::Tensor& scores, const
 
   const at::Tensor takers = chosen.sum(1, /*keepdim=*/true, at::kFloat);
   // All gts where contested; the cost of those that are not allowed is infinite already.
-  const at::Tensor eligible = (takers > 1).logical_or(chosen);
+  const at::Tensor eligible = chosen.logical_or(takers > 1);
   const at::Tensor owner = at::where(eligible, cost, infinite).argmin(1, /*keepdim=*/true);
   const at::Tensor background = takers.squeeze(1) == 0;
   at::Tensor iou = costs.iou.gather(1, owner).squeeze(1).masked_fill_(background, 0);

@@ -49,6 +49,11 @@ if SOC not in ("A2", "910A"):
 CPU = torch.device("cpu")
 # What torch_npu's own kernels say of a wait under `set_sync_debug_mode`, to standard error and not through Python.
 WARNING = b"Warning: called a synchronizing NPU operation (simulated)\n"
+# Computed in float32: under torch 2.1 CPUs have no float16 for them.
+NO_FLOAT16 = {"convolution", "convolution_backward", "native_batch_norm", "native_batch_norm_backward",
+              "max_pool2d_with_indices", "max_pool2d_with_indices_backward", "upsample_nearest2d",
+              "upsample_nearest2d_backward", "upsample_bilinear2d"}  # fmt: skip
+CHECK = "_amp_foreach_non_finite_check_and_unscale_"  # CPUs have it from torch 2.3 on
 # Served by torch_npu itself, without a kernel: they handle memory and shapes.
 METADATA = {
     "empty.memory_format", "empty_strided", "as_strided", "view", "_reshape_alias", "set_.source_Storage",
@@ -278,8 +283,21 @@ def _topk_of_910a(values: torch.Tensor, k: int, *args: Any, **kwargs: Any) -> tu
     """float32 goes through float16 where the device's fast kernel needs it."""
     if values.dtype != torch.float32 or (k < 8 and values.numel() > 32768):
         return torch.topk(values, k, *args, **kwargs)
-    found, index = torch.topk(values.half(), k, *args, **kwargs)
-    return found.float(), index
+    return torch.topk(values.half().float(), k, *args, **kwargs)
+
+
+def _in_float32(op: Callable[..., Any], *args: Any) -> Any:
+    """An operator whose results are float16 if all its inputs are; of norm layers' (weights in float32), the first."""
+    kinds = {tensor.dtype for tensor in _tensors(args) if tensor.is_floating_point()}
+    if torch.float16 not in kinds:
+        return op(*args)
+    found = op(*[arg.float() if isinstance(arg, torch.Tensor) and arg.dtype == torch.float16 else arg for arg in args])
+    if isinstance(found, torch.Tensor):
+        return found.half()
+    return tuple(
+        t.half() if t is not None and t.is_floating_point() and (i == 0 or kinds == {torch.float16}) else t
+        for i, t in enumerate(found)
+    )
 
 
 def _bce_with_logits_backward(
@@ -320,6 +338,13 @@ class _Saturation:
         return torch.zeros_like(status)
 
 
+def _check_and_unscale(gradients: list[torch.Tensor], found_inf: torch.Tensor, inverse_scale: torch.Tensor) -> None:
+    if _Saturation.flag or not all(gradient.isfinite().all() for gradient in gradients):
+        found_inf.fill_(1)
+    for gradient in gradients:
+        gradient.mul_(inverse_scale)
+
+
 # Operators of torch_npu's own that ATen's kernels, or its loss scaler, end in.
 CUSTOM: dict[str, Callable[..., Any]] = {
     "npu_binary_cross_entropy_with_logits_backward": _bce_with_logits_backward,
@@ -336,6 +361,8 @@ def _on_cpu(op: Any, name: str) -> Callable[..., Any]:
     base = name.split(".")[0]
     if name == "topk" and SOC == "910A":
         op = _topk_of_910a
+    if base in NO_FLOAT16 and torch.__version__ < "2.2":
+        op = functools.partial(_in_float32, op)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         call = None if is_view else _describe(name, args, kwargs)
@@ -399,9 +426,10 @@ def install() -> int:
         for name, kernel in CUSTOM.items():
             if f"npu::{name}" in torch._C._dispatch_get_all_op_names():
                 _override(own, name, _on_cpu(kernel, name))
+        _override(library, CHECK, _on_cpu(_check_and_unscale, CHECK))
         for full in torch._C._dispatch_get_all_op_names():
             name = full.removeprefix("aten::")
-            if name == full or name in METADATA or not has(full, "PrivateUse1"):
+            if name == full or name in {*METADATA, CHECK} or not has(full, "PrivateUse1"):
                 continue
             if not (has(full, "CPU") or has(full, "CompositeExplicitAutograd") or name == "one_hot"):
                 continue

@@ -29,6 +29,8 @@ IMPLEMENTED = {
     "aclrtGetSocName": 'const char* aclrtGetSocName(){return is_910a()?"Ascend910A":"Ascend910B3";}',
     # The only attribute that torch_npu asks for: whether arithmetic has infinities, or saturates and sets a flag.
     "aclGetCannAttribute": "int aclGetCannAttribute(int,int*value){*value=!is_910a();return 0;}",
+    # Of no version: what is left in the memory for the answer would be taken for one.
+    "aclsysGetCANNVersion": "int aclsysGetCANNVersion(int,char*version){*version=0;return 0;}",
     "aclrtSynchronizeDevice": f"int aclrtSynchronizeDevice(){WAIT}",
     "aclrtSynchronizeDeviceWithTimeout": f"int aclrtSynchronizeDeviceWithTimeout(int){WAIT}",
     "aclrtSynchronizeStream": f"int aclrtSynchronizeStream(void*){WAIT}",

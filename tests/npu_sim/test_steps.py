@@ -21,9 +21,14 @@ from torch import nn
 from yolox_plugin.core.batch import send
 from yolox_plugin.core.flat import merged
 from yolox_plugin.core.forward import in_few_launches
-from yolox_plugin.core.scaling import DeviceGradScaler
 from yolox_plugin.core.sgd import SGD
 
+# Of a step. The plugin's loss scaler needs torch 2.3; torch_npu's, in its place before that, reads from the device, and
+# a 910A checks gradients one by one for it.
+HAS_SCALER = hasattr(torch.amp, "GradScaler")
+MOST_LAUNCHES = {"A2": 1000, "910A": 1050 if HAS_SCALER else 1400}[SOC]
+MOST_PARALLEL = MOST_LAUNCHES + 300  # of a data-parallel one
+MOST_WAITS, MOST_COPIES = (0, 3) if HAS_SCALER else (7, 4)  # in float16
 AMPS = ["float32", None, *(["bfloat16"] if SOC == "A2" else [])]  # None is float16 with loss scaling
 
 
@@ -33,11 +38,13 @@ def test_a_step_waits_for_nothing(tmp_path, amp, record_property):
     _, records = train(tmp_path, amp=amp, batch=2, options={"fp16": {"loss_scale": {"init_scale": 8.0}}})
     record = records[2]  # the first ones allocate, the last one writes the log
     record_property(f"a step of YOLOX-nano on {SOC}, {amp}", record.counts())
-    for calls in (record.waits(), record.dynamic(), record.aicpu()):
+    waits = [str(call) for call in record.waits()]
+    assert len(waits) <= (MOST_WAITS if amp is None else 0), "\n".join(waits)
+    for calls in (record.dynamic(), record.aicpu()):
         assert not calls, "\n".join(map(str, calls))
     assert record.runtime_waits == 0
-    assert len(record.copies()) <= 3
-    assert len(record.launches()) <= {"A2": 1000, "910A": 1050}[SOC]
+    assert len(record.copies()) <= MOST_COPIES
+    assert len(record.launches()) <= MOST_LAUNCHES
 
 
 def test_the_image_size_changes_without_a_wait(tmp_path):
@@ -66,12 +73,13 @@ def test_a_data_parallel_step_waits_for_nothing(tmp_path, amp, record_property):
     done = one_rank(tmp_path / "one", amp)
     assert "Reducer buckets have been rebuilt" in done.stdout + done.stderr, done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])
-    assert counts.pop("places") == []
+    places = counts.pop("places")
     record_property(f"data-parallel, {amp}", counts)
-    assert counts["host syncs"] == counts["dynamic shapes"] == counts["AICPU risk"] == 0
-    assert counts["copies"] <= 3
+    assert len(places) == counts["host syncs"] <= (MOST_WAITS if amp == "float16" else 0), places
+    assert counts["dynamic shapes"] == counts["AICPU risk"] == 0
+    assert counts["copies"] <= MOST_COPIES
     # Gradients go to the reducer's buckets and are parts of them from then on: not back.
-    assert counts["launches"] <= {"A2": 1300, "910A": 1350}[SOC]
+    assert counts["launches"] <= MOST_PARALLEL
 
 
 @pytest.mark.slow
@@ -128,8 +136,9 @@ def test_an_overflow_leaves_weights_and_momenta_as_they_are(tmp_path):
     assert not overflows[-1]
     for (before, after), overflowed in zip(pairwise(SpyingHook.seen), overflows[1:], strict=True):
         for name in ("weights", "momenta"):
-            equal = [torch.equal(a, b) for a, b in zip(before[name], after[name], strict=True)]
-            assert all(equal) if overflowed else sum(equal) < len(equal) // 2, name
+            # Where the scaler leaves out whole steps, the first one that it does not makes the momenta.
+            equal = [torch.equal(a, b) for a, b in zip(before[name], after[name], strict=overflowed)]
+            assert all(equal) if overflowed else sum(equal) < len(after[name]) // 2, name
     assert all(value.isfinite().all() for value in SpyingHook.seen[-1]["weights"] + SpyingHook.seen[-1]["momenta"])
 
 
@@ -202,8 +211,11 @@ def test_other_scalers_step_it_as_they_step_torchs():
         torch.testing.assert_close(our.detach().cpu(), their.detach(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(not HAS_SCALER, reason="before torch 2.3")
 @pytest.mark.skipif(SOC == "910A", reason="gradients of float32 that overflow do not set its flag")
 def test_the_scale_is_that_of_torchs_scaler():
+    from yolox_plugin.core.scaling import DeviceGradScaler
+
     theirs, ours = networks()
     settings = {"init_scale": 16.0, "growth_factor": 4.0, "backoff_factor": 0.25, "growth_interval": 2}
     stock, own = torch.amp.GradScaler("cpu", **settings), DeviceGradScaler(**settings)

@@ -40,11 +40,11 @@ class _CastTogether(torch.autograd.Function):
         return None, *(flat[begin : begin + shape.numel()].view(shape) for begin, shape in places)
 
 
-def _autocast_dtype(device: str) -> torch.dtype | None:
-    """Of the convolutions where this is called; None without autocast."""
-    if not hasattr(torch, "get_autocast_dtype") or not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)
+def _autocast_dtype() -> torch.dtype | None:
+    """Of the convolutions on an NPU where this is called; None without autocast. torch itself can tell from 2.4 on."""
+    from torch_npu import npu
+
+    return npu.get_autocast_dtype() if npu.is_autocast_enabled() else None
 
 
 @contextlib.contextmanager
@@ -68,7 +68,7 @@ def in_few_launches(network: nn.Module, device: str) -> Iterator[None]:
         place[name] = thing
 
     try:
-        dtype = _autocast_dtype(device)
+        dtype = _autocast_dtype()
         if dtype is not None:
             places: dict[Tensor, list[tuple[dict[str, Any], str]]] = {}  # several, of a weight that layers share
             for module in convolutions:

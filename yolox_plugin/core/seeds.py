@@ -12,7 +12,9 @@ def seed_everything(seed: int, epoch: int, rank: int, worker: int) -> None:
     MMDetection adds the four up and leaves the epoch out, so that every epoch replays the same augmentations
     (open-mmlab/mmdetection#9530); numpy's SeedSequence keeps any two of these tuples apart.
     """
-    words = np.random.SeedSequence((seed, epoch, rank, worker)).generate_state(3, np.uint64)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1] & 0xFFFFFFFF))
-    torch.manual_seed(int(words[2] >> 1))
+    sequence = np.random.SeedSequence((seed, epoch, rank, worker))
+    # As numbers of Python: numpy 1 mixes its own with them only where both fit into int64.
+    words = sequence.generate_state(3, np.uint64).tolist()
+    random.seed(words[0])
+    np.random.seed(words[1] & 0xFFFFFFFF)
+    torch.manual_seed(words[2] >> 1)
