@@ -118,15 +118,20 @@ def ai_cpu(operators: Operators) -> str:
         if not tables:
             errors = [line.split("profiler.py: ")[-1] for line in log.read_text().splitlines() if "[ERROR]" in line]
             return f"not measured ({errors[0] if errors else 'the profiler wrote no kernel_details.csv'})"
-        with tables[0].open(newline="") as file:
-            kernels = [(row.get("Accelerator Core", "N/A"), row["Name"]) for row in csv.DictReader(file)]
-    cores = Counter(core for core, _ in kernels)
-    if "N/A" in cores:
-        return f"not measured (the profiler names no core for {cores['N/A']} of {len(kernels)} kernels)"
+        return f"{cores(tables[0])} of {', '.join(operators)}"
+
+
+def cores(table: Path) -> str:
+    """What a profiler's kernel_details.csv says of the cores that kernels ran on."""
+    with table.open(newline="") as file:
+        kernels = [(row.get("Accelerator Core", "N/A"), row["Name"]) for row in csv.DictReader(file)]
+    found = Counter(core for core, _ in kernels)
+    if "N/A" in found:
+        return f"not measured: the profiler names no core for {found['N/A']} of {len(kernels)} kernels"
     slow = Counter(name for core, name in kernels if core == "AI_CPU")
-    table = ", ".join(f"{core} {count}" for core, count in cores.most_common())
-    names = "".join(f"; {name} {count}" for name, count in slow.items())
-    return f"{slow.total()} of {len(kernels)} kernels of {', '.join(operators)} ({table}){names}"
+    counts = ", ".join(f"{core} {count}" for core, count in found.most_common())
+    names = f": {', '.join(f'{name} {count}' for name, count in slow.items())}" if slow else ""
+    return f"{slow.total()}{names}; {counts} kernels"
 
 
 def report(device: str, operators: Operators, failed: Mapping[str, str]) -> Iterator[tuple[str, str]]:

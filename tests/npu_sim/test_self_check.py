@@ -14,7 +14,7 @@ from device import SOC
 
 import yolox_ops
 from yolox_ops.__main__ import main
-from yolox_ops._device_report import NO_FALLBACK, ai_cpu
+from yolox_ops._device_report import NO_FALLBACK, cores
 
 OPERATORS = ["box_iou", "simota_cost", "simota_assign", "batched_nms", "yolox_detect", "ema_update_"]
 NAME = {"A2": "Ascend910B3", "910A": "Ascend910A"}[SOC]
@@ -94,45 +94,28 @@ def test_a_topk_that_rounds_unnoticed_is_a_failure(capsys, monkeypatch):
     assert block(printed)["topk"] == "FAILED: rounded in float32, which simota_assign does not notice"
 
 
-def kernels(monkeypatch, tmp_path, cores):
-    """What `ai_cpu` makes of kernels on these cores. CANN's part is not there: a msprof of two lines brings its table,
-    and torch_npu's own analysis goes on from there."""
-    msprof = tmp_path / "tools/msprof"
-    script = tmp_path / "tools/profiler/profiler_tool/analysis/msprof/msprof.py"
-    table = tmp_path / "op_summary_20260101000000.csv"
-    script.parent.mkdir(parents=True)
-    script.touch()
-    msprof.write_text(
-        "#!/bin/bash\nfolder=${!#}\nfolder=${folder#--output=}/mindstudio_profiler_output\n"
-        f'[[ $1 == --export=on ]] && mkdir -p "$folder" && cp {table} "$folder"\n'
-    )
-    msprof.chmod(0o755)
-    lines = ["Device_id,Model ID,Op Name,OP Type,Task Type,Task Start Time(us),Task Duration(us),Task Wait Time(us)"]
-    lines += [f"0,4294967295,aclnnKernel{i},Kernel,{core},{i}.5\t,1.5,0.5" for i, core in enumerate(cores)]
-    table.write_text("\n".join([*lines, ""]))
-    monkeypatch.setenv("PATH", str(msprof.parent), prepend=os.pathsep)
-
-    def operator():
-        """Leaves what CANN would leave while it runs."""
-        folder = torch_npu.profiler.profiler.ProfPathCreator().get_prof_dir()
-        (Path(folder) / "PROF_000001_20260101000000000_ABCDEFGH/host").mkdir(parents=True)
-
-    return ai_cpu({"simota_assign": operator})
+HEADER = "Device_id,Name,Type,Accelerator Core,Start Time(us),Duration(us),Wait Time(us)"  # torch_npu 2.13's
 
 
 @pytest.mark.parametrize(
-    ("cores", "told"),
+    ("ran_on", "told"),
     [
-        (
-            ["AI_VECTOR_CORE", "AI_CORE", "AI_VECTOR_CORE"],
-            "0 of 3 kernels of simota_assign (AI_VECTOR_CORE 2, AI_CORE 1)",
-        ),
-        (["MIX_AIV", "AI_CPU"], "1 of 2 kernels of simota_assign (MIX_AIV 1, AI_CPU 1); aclnnKernel1 1"),
-        (["AI_CORE", "N/A"], "not measured (the profiler names no core for 1 of 2 kernels)"),
+        (["AI_VECTOR_CORE", "AI_CORE", "AI_VECTOR_CORE"], "0; AI_VECTOR_CORE 2, AI_CORE 1 kernels"),
+        (["MIX_AIV", "AI_CPU", "AI_CPU"], "2: aclnnKernel1 1, aclnnKernel2 1; AI_CPU 2, MIX_AIV 1 kernels"),
+        (["AI_CORE", "N/A"], "not measured: the profiler names no core for 1 of 2 kernels"),
     ],
 )
-def test_kernels_on_the_ai_cpu(monkeypatch, tmp_path, cores, told):
-    assert kernels(monkeypatch, tmp_path, cores) == told
+def test_kernels_on_the_ai_cpu(tmp_path, ran_on, told):
+    lines = [f"0,aclnnKernel{i},Kernel,{core},{i}.5,1.5,0.5" for i, core in enumerate(ran_on)]
+    table = tmp_path / "kernel_details.csv"
+    table.write_text("\n".join([HEADER, *lines, ""]))
+    assert cores(table) == told
+
+
+def test_a_table_without_cores_is_no_measurement(tmp_path):
+    table = tmp_path / "kernel_details.csv"
+    table.write_text("Name,Type\nKernel,Kernel\n")
+    assert cores(table) == "not measured: the profiler names no core for 1 of 1 kernels"
 
 
 @pytest.mark.slow
