@@ -3,7 +3,11 @@
 #include <ATen/ATen.h>
 #include <ATen/MemoryOverlap.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 namespace yolox_ops {
 
@@ -141,6 +145,23 @@ inline void check_ema_update(at::TensorList average, at::TensorList value, doubl
     TORCH_CHECK_VALUE(at::has_internal_overlap(a) != at::MemOverlap::Yes, "average[", i,
                       "] must have memory for each element, got strides ", a.strides(), " for ", a.sizes());
   }
+}
+
+// Whether any two of these tensors have memory in common, as tied weights that are listed twice.
+inline bool share_memory(at::TensorList tensors) {
+  std::vector<std::pair<uintptr_t, uintptr_t>> extents;
+  for (const at::Tensor& tensor : tensors) {
+    if (!tensor.numel()) continue;
+    int64_t last = 0;
+    for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
+    const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+    extents.emplace_back(begin, begin + (last + 1) * tensor.element_size());
+  }
+  std::sort(extents.begin(), extents.end());
+  for (size_t i = 1; i < extents.size(); ++i) {
+    if (extents[i].first < extents[i - 1].second) return true;
+  }
+  return false;
 }
 
 inline void check_image(const at::Tensor& image, const char* name) {

@@ -139,7 +139,8 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         status = main()
-        sys.stdout.flush()
+        if sys.stdout:  # None where it was closed
+            sys.stdout.flush()
     except BrokenPipeError:  # whoever reads, such as `head`, has seen enough: end as if the signal had ended it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
         status = 128 + signal.SIGPIPE

@@ -123,8 +123,10 @@ def ai_cpu(operators: Operators) -> str:
 
 def cores(table: Path) -> str:
     """What a profiler's kernel_details.csv says of the cores that kernels ran on."""
-    with table.open(newline="") as file:
-        kernels = [(row.get("Accelerator Core", "N/A"), row["Name"]) for row in csv.DictReader(file)]
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        kernels = [(row.get("Accelerator Core", "N/A"), row.get("Name", "unnamed")) for row in csv.DictReader(file)]
+    if not kernels:
+        return "not measured: the profiler names no kernels"
     found = Counter(core for core, _ in kernels)
     if "N/A" in found:
         return f"not measured: the profiler names no core for {found['N/A']} of {len(kernels)} kernels"

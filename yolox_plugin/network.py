@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks import Swish
 from mmdet.models.backbones.csp_darknet import SPPBottleneck
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from .parts import is_on
 from .patches import has_own
@@ -28,7 +29,7 @@ class ChainedSPP(SPPBottleneck):
     def forward(self, x: Tensor) -> Tensor:
         sizes = [_chainable(pool) for pool in self.poolings]
         steps = [size - before for before, size in itertools.pairwise([1, *sizes])]
-        if 0 in sizes or min(steps, default=0) < 0:
+        if 0 in sizes or min(steps, default=0) < 0 or has_own(SPPBottleneck, ["forward"]) or _are_all_heard():
             stock: Tensor = super().forward(x)
             return stock
         x = self.conv1(x)
@@ -37,6 +38,11 @@ class ChainedSPP(SPPBottleneck):
             pooled.append(F.max_pool2d(pooled[-1], step + 1, 1, step // 2) if step else pooled[-1])
         out: Tensor = self.conv2(torch.cat(pooled, 1))
         return out
+
+
+def _are_all_heard() -> bool:
+    """Whether somebody listens to all modules that there are."""
+    return bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 def _chainable(pool: nn.Module) -> int:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .network import FusedSwish  # noqa: F401  where models that were saved whole look for it
+
 LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

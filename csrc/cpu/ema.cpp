@@ -55,6 +55,10 @@ void update(const Tensors<T>& tensors, double momentum) {
 
 void ema_update_(at::TensorList average, at::TensorList value, double momentum) {
   check_ema_update(average, value, momentum);
+  if (share_memory(average)) {  // one after the other, as the threads would meet there
+    for (size_t i = 0; i < average.size(); ++i) ema_update_(average.slice(i, 1), value.slice(i, 1), momentum);
+    return;
+  }
   std::tuple<Tensors<float>, Tensors<double>, Tensors<at::Half>, Tensors<at::BFloat16>> of_type;
   std::vector<at::Tensor> values;                              // kept alive
   std::vector<std::pair<at::Tensor, at::Tensor>> copied_back;  // to, from

@@ -6,6 +6,10 @@ namespace yolox_ops::npu {
 
 void ema_update_(at::TensorList average, at::TensorList value, double momentum) {
   check_ema_update(average, value, momentum);
+  if (share_memory(average)) {  // each is multiplied and added to before the next, not all multiplied first
+    for (size_t i = 0; i < average.size(); ++i) ema_update_(average.slice(i, 1), value.slice(i, 1), momentum);
+    return;
+  }
   at::_foreach_mul_(average, 1 - momentum);
   at::_foreach_add_(average, value, momentum);
 }

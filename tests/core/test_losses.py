@@ -29,13 +29,13 @@ STANDARD = {
 }
 
 
-def losses(levels, boxes, labels, masked):
+def losses(levels, boxes, labels, masked, **options):
     flat = flatten(*levels, STRIDES, 0)
     decoded = decode(flat.box_preds, flat.priors)
     detached = (flat.cls_logits.detach(), flat.obj_logits.detach(), decoded.detach())
     found = assign(*detached, flat.centers, boxes, labels, SimOTAParameters(), bucketed=masked)
     if masked:
-        return masked_losses(flat, decoded, found, use_l1=True)
+        return masked_losses(flat, decoded, found, use_l1=True, **options)
     return gathered_losses(flat, decoded, found, STANDARD)
 
 
@@ -56,6 +56,32 @@ def test_masked_losses_and_gradients_are_those_at_the_positives(counts):
         torch.testing.assert_close(values[name], value, rtol=1e-5, atol=1e-4, msg=name)
     for gradient, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(gradient, other.expand_as(gradient), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-16, 0.3])
+@pytest.mark.parametrize("mode", ["linear", "square", "log"])
+def test_masked_iou_losses_have_the_modes_of_mmdet(mode, eps):
+    """The places without a gt, whose IoU is 0, add nothing, whatever the mode makes of 0."""
+    _, boxes, labels = batch(1, (6, 3), 160)
+    levels = predictions(2, boxes, labels, 160)
+    values, count = losses(levels, boxes, labels, masked=True, iou_mode=mode, iou_eps=eps)
+    leaves = [level for kind in levels for level in kind]
+
+    def of_mmdet(ours, wanted):
+        iou = box_iou(ours, wanted, aligned=True).clamp(min=eps)
+        return {"linear": 1 - iou, "square": 1 - iou**2, "log": -iou.log()}[mode].sum()
+
+    flat = flatten(*levels, STRIDES, 0)
+    decoded = decode(flat.box_preds, flat.priors)
+    detached = (flat.cls_logits.detach(), flat.obj_logits.detach(), decoded.detach())
+    found = assign(*detached, flat.centers, boxes, labels, SimOTAParameters())
+    expected = gathered_losses(flat, decoded, found, {**STANDARD, "loss_bbox": of_mmdet})[0]["loss_bbox"]
+    assert count > 0
+    torch.testing.assert_close(values["loss_bbox"], expected, rtol=1e-5, atol=1e-5)
+    pair = [torch.autograd.grad(loss, leaves, allow_unused=True) for loss in (values["loss_bbox"], expected)]
+    for gradient, other in zip(*pair, strict=True):
+        if other is not None:
+            torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-5)
 
 
 def test_an_infinite_box_at_a_positive_has_a_gradient_that_loss_scaling_notices():

@@ -107,6 +107,18 @@ def test_pools_of_another_kind_or_with_listeners_are_taken_as_stock_takes_them(c
     assert torch.equal(ours, theirs) and own == seen
 
 
+def test_a_patch_and_a_listener_of_all_modules_that_come_later_are_asked(monkeypatch):
+    _, ours = pair()
+    x = torch.randn(2, 8, 20, 20)
+    seen = []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    ours(x)
+    handle.remove()
+    assert seen.count(torch.nn.MaxPool2d) == 3
+    monkeypatch.setattr(SPPBottleneck, "forward", lambda self, x: x + 1)
+    assert torch.equal(ours(x), x + 1)
+
+
 def test_a_part_of_somebody_else_stays_and_all_stay_where_that_is_asked_for(monkeypatch):
     class Own(SPPBottleneck):
         pass

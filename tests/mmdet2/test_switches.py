@@ -32,7 +32,7 @@ PIPELINE = " ".join(4 * ["pipeline"])
 PIPELINE_NAMES = "Mosaic, RandomAffine, MixUp, YOLOXHSVRandomAug"
 TRAINING_NAMES = (
     "YOLOX, ExpMomentumEMAHook, YOLOXModeSwitchHook, SyncNormHook, SGD, EpochBasedRunner, CocoDataset,"
-    " MultiImageMixDataset, _get_stream, scatter_kwargs, build_dp, build_ddp"
+    " MultiImageMixDataset, _get_stream, scatter_kwargs"
 )
 
 

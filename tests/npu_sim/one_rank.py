@@ -14,6 +14,7 @@ import torch.nn.parallel.distributed as ddp
 from mmcv.runner import HOOKS, Hook
 
 import yolox_plugin  # noqa: F401
+from yolox_plugin.mmdet2.ddp import prepare_parallel
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("work_dir", type=Path)
@@ -31,6 +32,8 @@ dist.init_process_group("hccl", rank=0, world_size=1, init_method=f"file://{opti
 ddp._verify_param_shape_across_processes = lambda *args, **kwargs: None
 
 import steps  # noqa: E402
+
+prepare_parallel(gradient_as_bucket_view=True)  # as yolox_plugin.train has it
 
 
 class KillingHook(Hook):  # type: ignore[misc]

@@ -116,6 +116,11 @@ def test_a_table_without_cores_is_no_measurement(tmp_path):
     table = tmp_path / "kernel_details.csv"
     table.write_text("Name,Type\nKernel,Kernel\n")
     assert cores(table) == "not measured: the profiler names no core for 1 of 1 kernels"
+    for empty in ("", f"{HEADER}\n"):
+        table.write_text(empty)
+        assert cores(table) == "not measured: the profiler names no kernels"
+    table.write_text("\ufeffAccelerator Core\nAI_CORE\n")
+    assert cores(table) == "0; AI_CORE 1 kernels"
 
 
 @pytest.mark.slow

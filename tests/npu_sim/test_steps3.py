@@ -93,6 +93,54 @@ def batches():
         yield {"inputs": images, "data_samples": samples}
 
 
+@pytest.mark.parametrize("dtypes", [(torch.int64, torch.int64), (torch.float16, torch.float32)], ids=str)
+def test_boxes_of_other_dtypes_are_resized_as_stock_resizes_them(dtypes, monkeypatch):
+    """Whole numbers times 1.5 are not those times 1."""
+    monkeypatch.setitem(MessageHub.get_current_instance().runtime_info, "iter", 0)
+    found = []
+    for kind in (BatchSyncRandomResize, BatchSyncRandomResize.__bases__[0]):
+        resize = kind((64, 64), interval=10)
+        resize._input_size = (32, 96)
+        boxes = [torch.tensor([[10, 20, 33, 47]], dtype=dtype, device="npu") for dtype in dtypes]
+        samples = [
+            DetDataSample(metainfo={"img_shape": (64, 64), "batch_input_shape": (64, 64), "pad_shape": (64, 64)},
+                          gt_instances=InstanceData(bboxes=some))
+            for some in boxes
+        ]  # fmt: skip
+        resize(torch.rand(2, 3, 64, 64, device="npu"), samples)
+        found.append([sample.gt_instances.bboxes.cpu() for sample in samples])
+    assert [some.dtype for some in found[0]] == [some.dtype for some in found[1]]
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        assert not torch.equal(ours.long().cpu(), torch.tensor([[10, 20, 33, 47]]))
+
+
+def test_images_that_stock_has_something_to_say_about():
+    prepare = DetDataPreprocessor(mean=[1, 2, 3], std=[1, 1, 1]).to(torch.device("npu"))
+    grey = {"inputs": [torch.zeros(1, 8, 8)] * 2, "data_samples": [DetDataSample(), DetDataSample()]}
+    with pytest.raises(AssertionError, match="If the mean has 3 values"):
+        prepare(grey, training=False)
+    image = torch.rand(3, 8, 8, requires_grad=True)
+    prepared = prepare({"inputs": [image] * 2, "data_samples": [DetDataSample(), DetDataSample()]}, training=False)
+    prepared["inputs"].sum().backward()
+    torch.testing.assert_close(image.grad, torch.full((3, 8, 8), 2.0))
+
+
+def test_an_average_of_tied_weights_is_that_of_stock():
+    found = []
+    for kind in (ExpMomentumEMA, ExpMomentumEMA.__bases__[0]):
+        torch.manual_seed(0)
+        tied = nn.Linear(3, 3)
+        model = nn.Sequential(tied, nn.ReLU(), tied).to("npu")
+        average = kind(model, momentum=0.0002, update_buffers=True)
+        for _ in range(3):
+            average.update_parameters(model)
+            with torch.no_grad():
+                tied.weight.mul_(1.5)
+        found.append({name: value.cpu() for name, value in average.module.state_dict().items()})
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_resized_batches_are_those_of_stock(monkeypatch):
     """Their boxes take two launches; those of stock four for each image."""
     monkeypatch.setitem(MessageHub.get_current_instance().runtime_info, "iter", 0)

@@ -67,6 +67,18 @@ def test_lists_that_can_be_read_once():
     assert average.tolist() == [0.75] * 3
 
 
+@pytest.mark.parametrize("count", [7, 1 << 20])
+def test_an_average_that_is_listed_twice_is_updated_twice(count):
+    """As stock does it for tied weights: one after the other."""
+    average, value = torch.zeros(count), torch.ones(count)
+    ema_update_([average, torch.zeros(3), average.view(-1), average[: count // 2]], [value, torch.ones(3), value,
+                value[: count // 2]], 0.25)  # fmt: skip
+    once, twice, thrice = (1 - 0.75**times for times in (1, 2, 3))
+    assert once < twice < thrice
+    torch.testing.assert_close(average[: count // 2], torch.full((count // 2,), thrice))
+    torch.testing.assert_close(average[count // 2 :], torch.full((count - count // 2,), twice))
+
+
 def test_overlapping_memory_is_refused():
     with pytest.raises(ValueError, match=r"average\[0\] must have memory for each element, got strides \[0\]"):
         ema_update_([torch.ones(1).expand(3)], [torch.ones(3)], 0.5)

@@ -100,11 +100,11 @@ def masked_losses(
     inside = positive[..., None]
     own = torch.where(inside, boxes, wanted.view_as(boxes)).flatten(0, 1)
     overlap: Tensor = KnownIoU.apply(own, wanted, iou.flatten())  # type: ignore[no-untyped-call]
-    if iou_mode == "square":  # (1 - IoU^2), where clamping at mmdet's eps makes no difference
+    if iou_mode == "square" and iou_eps <= 1e-6:  # (1 - IoU^2), where clamping makes no difference
         box_loss = torch.addcmul(constant((1,), overlap.dtype, overlap.device), overlap, overlap, value=-1)
     else:
-        overlap = overlap.clamp(min=iou_eps)
-        box_loss = 1 - overlap if iou_mode == "linear" else -overlap.log()
+        overlap = torch.where(positive.flatten(), overlap.clamp(min=iou_eps), 1.0)  # 0 * -log(0) would be NaN
+        box_loss = {"linear": 1 - overlap, "square": 1 - overlap**2, "log": -overlap.log()}[iou_mode]
     losses = {
         "loss_cls": F.binary_cross_entropy_with_logits(cls_logits, target, weight=mask[..., None], reduction="sum"),
         "loss_bbox": torch.dot(box_loss, mask.flatten()),

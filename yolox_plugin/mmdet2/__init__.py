@@ -4,7 +4,6 @@
 import mmcv.device.npu.data_parallel
 import mmcv.device.npu.distributed
 import mmcv.parallel._functions
-import mmdet.apis.train
 from mmcv.runner import HOOKS, OPTIMIZERS, RUNNERS
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS
 from mmdet.datasets import DATASETS, PIPELINES, dataset_wrappers
@@ -14,7 +13,6 @@ from ..core.sgd import SGD
 from ..parts import Parts
 from .assigner import SimOTAAssigner
 from .dataset import CocoDataset, MultiImageMixDataset
-from .ddp import build_ddp, build_dp
 from .detector import YOLOX
 from .head import YOLOXHead
 from .hooks import ExpMomentumEMAHook, SyncNormHook, YOLOXModeSwitchHook
@@ -39,8 +37,6 @@ PARTS: Parts = {
         (mmcv.parallel._functions, _get_stream),  # where mmcv's `Scatter` finds it
         (mmcv.device.npu.data_parallel, scatter_kwargs),  # and its classes for NPUs
         (mmcv.device.npu.distributed, scatter_kwargs),
-        (mmdet.apis.train, build_dp),  # what `train_detector` calls
-        (mmdet.apis.train, build_ddp),
     ],
     "PIPELINE": [
         (PIPELINES, Mosaic),

@@ -35,7 +35,6 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
         return super().forward(*arguments, **options)
 
 
-@functools.wraps(stock_build_dp)
 def build_dp(model: nn.Module, device: str = "cuda", dim: int = 0, *args: Any, **kwargs: Any) -> nn.Module:
     """MMDetection's function, for CPUs beside an accelerator as well."""
     if device == "cpu":
@@ -44,23 +43,27 @@ def build_dp(model: nn.Module, device: str = "cuda", dim: int = 0, *args: Any, *
     return wrapped
 
 
-@functools.wraps(stock_build_ddp)
 def build_ddp(model: nn.Module, device: str = "cuda", *args: Any, **kwargs: Any) -> nn.Module:
     """MMDetection's function, for CPUs as well."""
     if device == "cpu":
         kwargs.pop("device_ids", None)
         return CPUDistributedDataParallel(model, **kwargs)
-    if device == "npu":  # or each gradient is copied out of its bucket again, by a launch
-        kwargs.setdefault("gradient_as_bucket_view", True)
     wrapped: nn.Module = stock_build_ddp(model, device, *args, **kwargs)
     return wrapped
 
 
-def prepare_parallel() -> None:
-    """Lets MMDetection train on CPUs, in several processes too, and under torch 2.1 and newer."""
+def prepare_parallel(gradient_as_bucket_view: bool = False) -> None:
+    """Lets MMDetection train on CPUs, in several processes too, and under torch 2.1 and newer.
+
+    Args:
+        gradient_as_bucket_view: of DistributedDataParallel. Saves an NPU a launch for each gradient, which else is
+            copied out of its bucket again. Not for optimizers that ask for a gradient's storage, as torch_npu's own.
+    """
     # torch 2.1 dropped this attribute of DistributedDataParallel, which mmcv 1.7.2 reads in every evaluation.
     MMDistributedDataParallel._use_replicated_tensor_module = False
-    mmdet.apis.train.build_dp, mmdet.apis.train.build_ddp = build_dp, build_ddp  # what train_detector calls
+    # What train_detector calls.
+    mmdet.apis.train.build_dp = build_dp
+    mmdet.apis.train.build_ddp = functools.partial(build_ddp, gradient_as_bucket_view=gradient_as_bucket_view)
 
 
 def gather_results(mine: list[Any], total: int) -> list[Any]:

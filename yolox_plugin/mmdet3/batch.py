@@ -23,7 +23,8 @@ class DetDataPreprocessor(StockDetDataPreprocessor):
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """See the stock class."""
         prepared: dict[str, Any]
-        if self.device.type != "npu":
+        # A graph ends at a copy that is made beforehand.
+        if self.device.type != "npu" or any(tensor.requires_grad for tensor in _tensors(data)):
             prepared = super().forward(data, training)
             return prepared
         if _are_alike(data["inputs"]):
@@ -69,6 +70,7 @@ def _are_alike(images: Any) -> bool:
     return (
         isinstance(images, list)
         and all(isinstance(image, Tensor) and image.device.type == "cpu" and image.dim() == 3 for image in images)
+        and all(len(image) == 3 for image in images)  # of others, stock has something to say
         and len({(image.shape, image.dtype) for image in images}) == 1
     )
 

@@ -34,7 +34,7 @@ class BatchSyncRandomResize(StockBatchSyncRandomResize, TrainingPart):
             height, width = inputs.shape[-2:]
             iteration = MessageHub.get_current_instance().get_info("iter")
             self._input_size = self.size_at(iteration, (height, width))
-        if inputs.device.type == "npu" and all(isinstance(part.bboxes, Tensor) for part in _gts(data_samples)):
+        if inputs.device.type == "npu" and _are_usual(data_samples):
             return self._resize_in_few_launches(inputs, data_samples)
         resized: tuple[Tensor, list[DetDataSample]] = super().forward(inputs, data_samples)
         return resized
@@ -74,6 +74,18 @@ class BatchSyncRandomResize(StockBatchSyncRandomResize, TrainingPart):
             super()._get_random_size(aspect_ratio, device) if self._seed is None else self._input_size
         )
         return size
+
+
+def _are_usual(data_samples: list[DetDataSample]) -> bool:
+    """Whether each image has gts, and all boxes are tensors of one floating dtype."""
+    boxes = [part.get("bboxes") for part in _gts(data_samples)]
+    return (
+        bool(boxes)
+        and all("gt_instances" in sample for sample in data_samples)
+        and all(
+            isinstance(some, Tensor) and some.is_floating_point() and some.dtype == boxes[0].dtype for some in boxes
+        )
+    )
 
 
 def _gts(data_samples: list[DetDataSample]) -> list[InstanceData]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from mmcv import Config
-from mmcv.runner import HOOKS, BaseRunner, EMAHook, Hook, IterBasedRunner, OptimizerHook, get_dist_info
+from mmcv.runner import HOOKS, OPTIMIZERS, BaseRunner, EMAHook, Hook, IterBasedRunner, OptimizerHook, get_dist_info
 from mmcv.runner.iter_based_runner import IterLoader
 from mmdet.apis import set_random_seed, train_detector
 from mmdet.core.hook.ema import BaseEMAHook
@@ -20,6 +20,7 @@ from mmdet.utils import get_root_logger, setup_multi_processes
 
 from ...core.checkpoint import newest_checkpoint
 from ...core.mixing import data_sets_in
+from ...core.sgd import SGD
 from ...mmdet2.dataset import CocoDataset
 from ...mmdet2.ddp import prepare_parallel
 from ...precision import LOWER
@@ -169,7 +170,9 @@ class Training:
         """
         self.args, self.cfg = args, cfg
         self.rank, self.world_size = get_dist_info()
-        prepare_parallel()
+        prepare_parallel(
+            gradient_as_bucket_view=cfg.device == "npu" and OPTIMIZERS.get(cfg.optimizer.type) is SGD,
+        )
         setup_multi_processes(cfg)
         set_random_seed(args.seed)
         cfg.gpu_ids = list(range(self.world_size))
