@@ -171,7 +171,7 @@ class Training:
         self.args, self.cfg = args, cfg
         self.rank, self.world_size = get_dist_info()
         prepare_parallel(
-            gradient_as_bucket_view=cfg.device == "npu" and OPTIMIZERS.get(cfg.optimizer.type) is SGD,
+            gradient_as_bucket_view=cfg.device == "npu" and OPTIMIZERS.get(str(cfg.optimizer.get("type"))) is SGD,
         )
         setup_multi_processes(cfg)
         set_random_seed(args.seed)
