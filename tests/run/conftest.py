@@ -36,7 +36,7 @@ def learned(made_once):
         shutil.rmtree(data / "val2017")
         shutil.copytree(data / "train2017", data / "val2017")
         shutil.copy(data / "annotations/instances_train2017.json", data / "annotations/instances_val2017.json")
-        config = small.write_config(root / "learns.py", data, epochs=80, more=small.LEARNS)
+        config = small.write_config(root / "learns.py", data, epochs=120, more=small.LEARNS)
         options = [f"--data-path={data}", f"--config={config}", "--device=cpu", f"--work-dir={root / 'run'}"]
         assert training.main(options) == 0
         assert json.loads((root / "run/result.json").read_text())["mAP"] > 0.1
