@@ -29,14 +29,14 @@ STANDARD = {
 }
 
 
-def losses(levels, boxes, labels, masked, **options):
+def losses(levels, boxes, labels, masked, kinds=STANDARD, **options):
     flat = flatten(*levels, STRIDES, 0)
     decoded = decode(flat.box_preds, flat.priors)
     detached = (flat.cls_logits.detach(), flat.obj_logits.detach(), decoded.detach())
     found = assign(*detached, flat.centers, boxes, labels, SimOTAParameters(), bucketed=masked)
     if masked:
         return masked_losses(flat, decoded, found, use_l1=True, **options)
-    return gathered_losses(flat, decoded, found, STANDARD)
+    return gathered_losses(flat, decoded, found, kinds)
 
 
 @pytest.mark.parametrize("counts", [(5, 9, 2), (0, 12), (0, 0), (30,)], ids=lambda c: "-".join(map(str, c)))
@@ -71,11 +71,7 @@ def test_masked_iou_losses_have_the_modes_of_mmdet(mode, eps):
         iou = box_iou(ours, wanted, aligned=True).clamp(min=eps)
         return {"linear": 1 - iou, "square": 1 - iou**2, "log": -iou.log()}[mode].sum()
 
-    flat = flatten(*levels, STRIDES, 0)
-    decoded = decode(flat.box_preds, flat.priors)
-    detached = (flat.cls_logits.detach(), flat.obj_logits.detach(), decoded.detach())
-    found = assign(*detached, flat.centers, boxes, labels, SimOTAParameters())
-    expected = gathered_losses(flat, decoded, found, {**STANDARD, "loss_bbox": of_mmdet})[0]["loss_bbox"]
+    expected = losses(levels, boxes, labels, masked=False, kinds=STANDARD | {"loss_bbox": of_mmdet})[0]["loss_bbox"]
     assert count > 0
     torch.testing.assert_close(values["loss_bbox"], expected, rtol=1e-5, atol=1e-5)
     pair = [torch.autograd.grad(loss, leaves, allow_unused=True) for loss in (values["loss_bbox"], expected)]

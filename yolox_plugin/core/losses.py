@@ -104,7 +104,7 @@ def masked_losses(
         box_loss = torch.addcmul(constant((1,), overlap.dtype, overlap.device), overlap, overlap, value=-1)
     else:
         overlap = torch.where(positive.flatten(), overlap.clamp(min=iou_eps), 1.0)  # 0 * -log(0) would be NaN
-        box_loss = {"linear": 1 - overlap, "square": 1 - overlap**2, "log": -overlap.log()}[iou_mode]
+        box_loss = -overlap.log() if iou_mode == "log" else 1 - (overlap if iou_mode == "linear" else overlap**2)
     losses = {
         "loss_cls": F.binary_cross_entropy_with_logits(cls_logits, target, weight=mask[..., None], reduction="sum"),
         "loss_bbox": torch.dot(box_loss, mask.flatten()),
