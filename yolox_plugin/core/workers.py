@@ -1,7 +1,9 @@
 """What the main process tells data-loading workers, which live for many epochs."""
 
 import gc
+import sys
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -57,9 +59,22 @@ class Announcements:
         if not self._followed:
             # A collection would write to every object that came with the fork, and so copy all of them.
             gc.freeze()
+            _keep_quiet_when_nobody_reads()
         self._followed = position
         if epoch >= 0:
             seed_everything(seed, epoch, rank, worker=worker + 1)
+
+
+def _keep_quiet_when_nobody_reads() -> None:
+    """In a worker. Tensors are handed over by a thread of multiprocessing's, which would print a traceback when the other
+    process goes in the middle, as after Ctrl-C. An error of the worker's own does not come this way: it is sent."""
+    report = sys.excepthook
+
+    def report_others(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, ConnectionError | EOFError):
+            report(kind, error, trace)
+
+    sys.excepthook = report_others
 
 
 def _shared(tensor: Tensor) -> Tensor:
