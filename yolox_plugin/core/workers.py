@@ -66,8 +66,9 @@ class Announcements:
 
 
 def _keep_quiet_when_nobody_reads() -> None:
-    """In a worker. Tensors are handed over by a thread of multiprocessing's, which would print a traceback when the other
-    process goes in the middle, as after Ctrl-C. An error of the worker's own does not come this way: it is sent."""
+    """In a worker. Tensors are handed over by a thread of multiprocessing's, which would print a traceback when the
+    other process goes in the middle, as after Ctrl-C. An error of the worker's own does not come this way: it is sent.
+    """
     report = sys.excepthook
 
     def report_others(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
