@@ -186,6 +186,55 @@ inline void check_mixup_blend(const at::Tensor& image, const at::Tensor& partner
   TORCH_CHECK_VALUE(pad >= 0 && pad <= 255, "pad must be in [0, 255], got ", pad);
 }
 
+using OptionalTensor = c10::optional<at::Tensor>;
+
+inline bool is_half(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
+
+// A number for each channel of `input`, of its dtype, or float32 beside a half type.
+inline void check_channels(const at::Tensor& tensor, const char* name, const at::Tensor& input) {
+  check_shape(tensor, name, {input.size(1)});
+  const bool wider = is_half(input.scalar_type()) && tensor.scalar_type() == at::kFloat;
+  TORCH_CHECK_TYPE(tensor.scalar_type() == input.scalar_type() || wider, name, " must be ",
+                   input.dtype().name(), is_half(input.scalar_type()) ? " or float" : "", ", got ",
+                   tensor.dtype().name());
+}
+
+inline void check_batch_norm_input(const at::Tensor& input, const OptionalTensor& weight,
+                                   const OptionalTensor& bias) {
+  TORCH_CHECK_VALUE(input.dim() == 4, "input must be [N, C, H, W], got ", input.sizes());
+  check_floating(input, "input");
+  if (weight) check_channels(*weight, "weight", input);
+  if (bias) check_channels(*bias, "bias", input);
+}
+
+inline void check_batch_norm_silu(const at::Tensor& input, const OptionalTensor& weight,
+                                  const OptionalTensor& bias, const OptionalTensor& running_mean,
+                                  const OptionalTensor& running_var, bool training, double momentum,
+                                  double eps) {
+  check_batch_norm_input(input, weight, bias);
+  TORCH_CHECK_VALUE(running_mean.has_value() == running_var.has_value(),
+                    "running_mean and running_var must both be given or neither");
+  TORCH_CHECK_VALUE(training || running_mean,
+                    "running_mean and running_var must be given unless training, got None");
+  if (running_mean) check_channels(*running_mean, "running_mean", input);
+  if (running_var) check_channels(*running_var, "running_var", input);
+  TORCH_CHECK_VALUE(!training || input.size(0) * input.size(2) * input.size(3) != 1,
+                    "input must have more than 1 value in each channel when training, got ", input.sizes());
+  check_fraction(momentum, "momentum");
+  check_not_negative(eps, "eps");
+}
+
+inline void check_batch_norm_silu_backward(const at::Tensor& grad, const at::Tensor& input,
+                                           const OptionalTensor& weight, const OptionalTensor& bias,
+                                           const at::Tensor& mean, const at::Tensor& invstd) {
+  check_batch_norm_input(input, weight, bias);
+  check_shape(grad, "grad", input.sizes());
+  TORCH_CHECK_TYPE(grad.scalar_type() == input.scalar_type(), "grad must be ", input.dtype().name(), ", got ",
+                   grad.dtype().name());
+  check_channels(mean, "mean", input);
+  check_channels(invstd, "invstd", input);
+}
+
 // The kernels read float32 or float64, packed; half types are computed in float32.
 inline at::Tensor as_float(const at::Tensor& tensor) { return tensor.to(at::kFloat).contiguous(); }
 

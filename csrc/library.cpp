@@ -41,6 +41,15 @@ TORCH_LIBRARY(yolox_ops, m) {
       "Tensor image, Tensor partner, "
       "int[2] canvas, int[2] scaled, int[2] offset, bool flip, int pad, bool ipp) "
       "-> Tensor");
+  m.def(
+      "batch_norm_silu("
+      "Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+      "bool training, float momentum, float eps) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "batch_norm_silu_backward("
+      "Tensor grad, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor invstd, bool training) "
+      "-> (Tensor, Tensor, Tensor)");
   m.def("ema_update_(Tensor(a!)[] average, Tensor[] value, float momentum) -> ()");
 }
 

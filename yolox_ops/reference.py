@@ -187,3 +187,32 @@ def mixup_blend(
     whole = torch.zeros_like(image)
     whole[: seen.shape[0], : seen.shape[1]] = seen
     return ((image.int() + whole.int()) // 2).to(torch.uint8)
+
+
+def batch_norm_silu(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """In float32 at least; running statistics are changed in place."""
+    x = input if input.dtype == torch.float64 else input.float()
+    channels = (1, -1, 1, 1)
+    if training:
+        mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+        count = x.numel() / x.shape[1]
+        for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
+            if running is not None:
+                running.copy_((1 - momentum) * running.double() + momentum * batch.detach().double())
+    elif running_mean is not None and running_var is not None:
+        mean, var = running_mean.to(x.dtype), running_var.to(x.dtype)
+    z = (x - mean.view(channels)) / (var.view(channels) + eps).sqrt()
+    if weight is not None:
+        z = z * weight.view(channels)
+    if bias is not None:
+        z = z + bias.view(channels)
+    return (z * torch.sigmoid(z)).to(input.dtype)

@@ -1,14 +1,18 @@
 """The network's parts of which there is a faster form, for both hosts."""
 
 import itertools
+import platform
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks import Swish
 from mmdet.models.backbones.csp_darknet import SPPBottleneck
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+
+from yolox_ops import batch_norm_silu, cpu_capability
 
 from .parts import is_on
 from .patches import has_own
@@ -19,6 +23,52 @@ class FusedSwish(Swish):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(x)
+
+
+class FusedConvModule(ConvModule):
+    """mmcv's ConvModule, whose batch norm and Swish are one operator on CPUs."""
+
+    def forward(self, x: Tensor, activate: bool = True, norm: bool = True) -> Tensor:
+        if not (activate and norm and _has_norm_and_swish(self)):
+            stock: Tensor = super().forward(x, activate, norm)
+            return stock
+        x = super().forward(x, activate=False, norm=False)
+        if x.device.type == "cpu" and x.dim() == 4:
+            return _norm_and_swish(self.norm, x)
+        out: Tensor = self.activate(self.norm(x))
+        return out
+
+
+# What the operator computes with is slow on other processors.
+_CPU_HAS_FMA = cpu_capability() != "default" or platform.machine() in ("aarch64", "arm64")
+
+
+def _has_norm_and_swish(block: ConvModule) -> bool:
+    """Whether a block ends in a batch norm and a Swish that are torch's and mmcv's own and that nobody listens to."""
+    return (
+        _CPU_HAS_FMA
+        and block.order == ("conv", "norm", "act")
+        and block.with_norm
+        and block.with_activation
+        and type(block.norm) is nn.BatchNorm2d
+        and type(block.activate) in (FusedSwish, Swish, nn.SiLU)
+        and not (_is_own(block.norm) or _is_own(block.activate) or has_own(ConvModule, ["forward"]))
+        and getattr(block, "efficient_conv_bn_eval_forward", None) is None
+        and not (_are_all_heard() or torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
+    )
+
+
+def _norm_and_swish(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """As `nn.BatchNorm2d.forward` calls torch's batch norm."""
+    momentum = 0.0 if norm.momentum is None else norm.momentum
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    kept = norm.track_running_stats or not norm.training
+    mean, var = (norm.running_mean, norm.running_var) if kept else (None, None)
+    training = norm.training or (norm.running_mean is None and norm.running_var is None)
+    return batch_norm_silu(x, mean, var, norm.weight, norm.bias, training, momentum, norm.eps)
 
 
 class ChainedSPP(SPPBottleneck):
@@ -45,6 +95,12 @@ def _are_all_heard() -> bool:
     return bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
+def _is_own(module: nn.Module) -> bool:
+    """Whether somebody listens to a module, or has given it a forward of their own."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or has_own(module, ["forward"])
+
+
 def _chainable(pool: nn.Module) -> int:
     """The size of a pool that takes the maximum around each place and that nobody listens to, else 0."""
     size: Any = getattr(pool, "kernel_size", None)
@@ -54,8 +110,7 @@ def _chainable(pool: nn.Module) -> int:
         and size % 2 == 1
         and (pool.stride, pool.padding, pool.dilation) == (1, size // 2, 1)
         and not (pool.ceil_mode or pool.return_indices)
-        and not (pool._forward_hooks or pool._forward_pre_hooks or pool._backward_hooks or pool._backward_pre_hooks)
-        and not has_own(pool, ["forward"])
+        and not _is_own(pool)
     )
     return int(size) if plain else 0
 
@@ -70,5 +125,7 @@ def quicken(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) is Swish:
             module.__class__ = FusedSwish
+        elif type(module) is ConvModule and not has_own(module, ["forward"]):
+            module.__class__ = FusedConvModule
         elif type(module) is SPPBottleneck and not has_own(module, ["forward"]):
             module.__class__ = ChainedSPP
