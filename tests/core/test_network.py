@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import yolox_plugin  # noqa: F401, before MMDetection: mmcv may have no compiled part
+import yolox_plugin  # before MMDetection: mmcv may have no compiled part
 
 from mmcv.cnn import ConvModule  # isort: skip
 from mmcv.cnn.bricks import Swish  # isort: skip
@@ -288,7 +288,7 @@ def test_bad_shapes_end_as_with_mmcv():
     for x in (torch.randn(3, 9, 11).double(), torch.randn(1, 3, 1, 1).double()):
         errors = []
         for model in (stock, ours):
-            with pytest.raises(ValueError, match="expected 4D input|more than 1 value") as error:
+            with pytest.raises(ValueError, match=r"expected 4D input|more than 1 value") as error:
                 model(x)
             errors.append(error.type)
         assert errors[0] is errors[1]
