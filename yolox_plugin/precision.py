@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .network import FusedSwish  # noqa: F401  where models that were saved whole look for it
+from .network import FusedSwish, is_best_in_channels_last  # noqa: F401  models saved whole look for the former here
 
 LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,24 +25,28 @@ class Precision:
         ValueError: for anything else.
     """
 
+    _is_last = False  # of those in models that were saved whole before
+
     def __init__(self, autocast: str | None) -> None:
         if autocast not in (None, "float32", *LOWER):
             raise ValueError(f"autocast must be None, 'float32', 'bfloat16' or 'float16', got {autocast!r}")
         self._lower = LOWER.get(autocast or "")
 
-    def channels_last(self, device: str) -> bool:
-        """Whether to train in the layout in which CPUs and GPUs have their fastest low-precision convolutions; an NPU
-        has its own. Not for float32: the CPU's batch norm sums less exactly in it."""
-        return self._lower is not None and device != "npu"
-
     def prepare(self, network: nn.Module, device: str) -> None:
-        """To be called for a network that is built, with the device that it will be trained on."""
-        if self.channels_last(device):
+        """To be called for a network that is built and quickened, with the device that it will be trained on.
+
+        Lays its weights out in the order in which CPUs and GPUs have their fastest convolutions: in low precision, and
+        in float32 on CPUs where that is as exact. An NPU has an order of its own.
+        """
+        low = self._lower is not None and device != "npu"
+        self._is_last = low or (device == "cpu" and is_best_in_channels_last(network))
+        if self._is_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def laid_out(self, img: Tensor) -> Tensor:
         """The images in the layout of the network's weights."""
-        return img.contiguous(memory_format=torch.channels_last) if self.channels_last(img.device.type) else img
+        last = self._is_last and img.device.type != "npu"
+        return img.contiguous(memory_format=torch.channels_last) if last else img
 
     def context(self, device: str) -> contextlib.AbstractContextManager[Any]:
         """In which to train.

@@ -32,9 +32,13 @@ class YOLOX(StockYOLOX, TrainingPart):
         super().__init__(*args, **kwargs)
         self.autocast = autocast
         self._precision = Precision(autocast)
-        self._precision.prepare(self, get_device())
         quicken(self)
+        self.prepare_for(get_device())
         self._seed: int | None = None
+
+    def prepare_for(self, device: str) -> None:
+        """Lays the weights out for training on a kind of device; at first it is the one that MMDetection chooses."""
+        self._precision.prepare(self, device)
 
     def start_epoch(self, moment: Moment) -> None:
         """Until `end_epoch`, image sizes are a function of the moment's seed and the iteration of the whole training,

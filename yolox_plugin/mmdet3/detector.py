@@ -31,13 +31,17 @@ class YOLOX(StockYOLOX, TrainingPart):
         super().__init__(*args, **kwargs)
         self.autocast = autocast
         self._precision = Precision(autocast)
-        self._precision.prepare(self, get_device())
         quicken(self)
+        self.prepare_for(get_device())
         self._in_epoch = False
         # Each image, and each tensor of its gts, is copied by itself: three waits for the GPU an image if it is waited
         # for. CUDA has read pageable memory when such a copy returns; of other devices that is not sure.
         if torch.cuda.is_available() and isinstance(self.data_preprocessor, BaseDataPreprocessor):
             self.data_preprocessor._non_blocking = True
+
+    def prepare_for(self, device: str) -> None:
+        """Lays the weights out for training on a kind of device; at first it is the one that MMDetection chooses."""
+        self._precision.prepare(self, device)
 
     def start_epoch(self, moment: Moment) -> None:
         """Until `end_epoch`, the values to log are the means over all ranks; stock's are the rank's own."""

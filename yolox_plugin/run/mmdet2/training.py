@@ -23,7 +23,7 @@ from ...core.mixing import data_sets_in
 from ...core.sgd import SGD
 from ...mmdet2.dataset import CocoDataset
 from ...mmdet2.ddp import prepare_parallel
-from ...precision import LOWER
+from ...mmdet2.detector import YOLOX
 from .. import annotations, checks, folders, report, where
 from ..configs import asked_lengths, heads_of, length_of, listed, text_of
 from ..messages import described
@@ -197,8 +197,9 @@ class Training:
         logger = get_root_logger(log_file=log_file, log_level=cfg.log_level)
         logger.info(", ".join(f"{name} {value}" for name, value in report.versions().items()))
         model.init_weights()
-        # A detector with `autocast` was built for the device that MMDetection would choose, which may be an NPU.
-        if cfg.device != "npu" and (cfg.get("channels_last") or cfg.model.get("autocast") in LOWER):
+        if isinstance(model, YOLOX):  # built for the device that MMDetection would choose
+            model.prepare_for(cfg.device)
+        if cfg.device != "npu" and cfg.get("channels_last"):
             model.to(memory_format=torch.channels_last)
         model.CLASSES = self.dataset.CLASSES
         about = {"CLASSES": self.dataset.CLASSES, **labels_of(self.dataset)}

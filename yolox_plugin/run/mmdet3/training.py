@@ -19,6 +19,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 from torch import nn
 
 from ...core.checkpoint import newest_checkpoint
+from ...mmdet3.detector import YOLOX
 from .. import annotations, checks, folders, launch, report, where
 from ..configs import asked_lengths, heads_of, length_of, listed, text_of
 from ..messages import InputError, described
@@ -204,6 +205,8 @@ class Training:
         """The training itself, in a folder that is this run's, from the checkpoint `newest` on."""
         args, cfg = self.args, self.cfg
         work_dir = Path(cfg.work_dir)
+        if isinstance(self.model, YOLOX):  # built for the device that mmengine would choose
+            self.model.prepare_for(cfg.device)
         if cfg.get("channels_last") and cfg.device != "npu":
             self.model.to(memory_format=torch.channels_last)
         is_main = self.rank == 0
