@@ -208,6 +208,26 @@ def ema_case() -> tuple[Any, ...]:
     return [0.9 * v + 0.01 for v in value], value, 0.0001
 
 
+def norm_case(channels: int, size: int, dtype: torch.dtype, layout: torch.memory_format) -> tuple[Any, ...]:
+    """The norm behind one of YOLOX-M's convolutions, for two images, in training."""
+    rng = torch.Generator().manual_seed(channels)
+    x = (torch.randn(2, channels, size, size, generator=rng) * 2 + 0.5).to(dtype).contiguous(memory_format=layout)
+    mean, var, weight, bias = (torch.rand(channels, generator=rng) + 0.5 for _ in range(4))
+    return x, mean, var, weight, bias, True, 0.03, 1e-3
+
+
+def norm_gradient_case(*args: Any) -> tuple[Any, ...]:
+    """As `norm_case`, with the gradient of the result in front."""
+    x, *rest = norm_case(*args)
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x), x, *rest
+
+
+NORMS = [
+    (f"{channels}x{size}x{size}, {str(dtype)[6:]}{' channels_last' * last}", (channels, size, dtype, layout), quick)
+    for dtype, last in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, True))
+    for layout in [torch.channels_last if last else torch.contiguous_format]
+    for channels, size, quick in ((48, 320, True), (192, 80, False), (768, 20, False))
+]
 CASES = [
     Case("box_iou", "8400x40", lambda: iou_case(8400, 40), quick=True),
     Case("box_iou", "8400x100", lambda: iou_case(8400, 100)),
@@ -240,6 +260,8 @@ CASES = [
     Case("batched_nms", "20000, 1 class", lambda: nms_case(20000, 1)),
     Case("yolox_detect", "8 images of 8400", lambda: detect_case(8), quick=True),
     Case("ema_update_", "YOLOX-M, 25.4 M values", ema_case, quick=True),
+    *(Case("batch_norm_silu", name, partial(norm_case, *args), quick) for name, args, quick in NORMS),
+    *(Case("batch_norm_silu_backward", name, partial(norm_gradient_case, *args), quick) for name, args, quick in NORMS),
     Case("mixup_blend", "640x640, enlarged", lambda: mixup_case(1.3, True, USES_IPP), quick=True, cpu_only=True),
     Case("mixup_blend", "640x640, reduced", lambda: mixup_case(0.8, False, USES_IPP), cpu_only=True),
 ]

@@ -36,6 +36,8 @@ def ours(op: str, source: Any = yolox_ops, name: str = "yolox_ops") -> Peer:
     """The operator of yolox_ops, or of another `source` of the same functions."""
     if op == "box_iou_backward":
         return Peer(name, gradient(lambda *args: source.box_iou(*args)))
+    if op == "batch_norm_silu_backward":
+        return Peer(name, norm_gradient(lambda *args: source.batch_norm_silu(*args)))
     # Looked up at each call, so that a replaced operator is the one that gets checked and timed.
     return Peer(name, lambda *args: lambda: getattr(source, op)(*args))
 
@@ -49,6 +51,28 @@ def gradient(overlaps: Callable[..., Tensor]) -> Callable[..., Callable[[], Any]
         return lambda: torch.autograd.grad(result, leaves, grad, retain_graph=True)
 
     return prepare
+
+
+def norm_gradient(norm_silu: Callable[..., Tensor]) -> Callable[..., Callable[[], Any]]:
+    """`prepare` of batch_norm_silu_backward by autograd, as that of box_iou_backward."""
+
+    def prepare(grad: Tensor, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Any:
+        leaves = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
+        with torch.enable_grad():
+            result = norm_silu(leaves[0], mean, var, *leaves[1:], *rest)
+        return lambda: torch.autograd.grad(result, leaves, grad, retain_graph=True)
+
+    return prepare
+
+
+def torch_modules() -> dict[str, Peer]:
+    def norm_silu(*args: Any) -> Tensor:
+        return F.silu(F.batch_norm(*args))
+
+    return {
+        "batch_norm_silu": Peer("torch", lambda *args: lambda: norm_silu(*args)),
+        "batch_norm_silu_backward": Peer("torch", norm_gradient(norm_silu)),
+    }
 
 
 MEGVII = "Megvii's semantics: centre region of 1.5 strides alone, so other assignments; not compared for parity"
@@ -314,7 +338,7 @@ def quiet() -> Iterator[None]:
 def find_peers() -> tuple[list[dict[str, Peer]], dict[str, str]]:
     """The peers installed, each a table of operators, and for each one missing the reason."""
     found, missing = [], {}
-    for source in (mmdet, mmcv, torchvision, opencv, torch_foreach, megvii):
+    for source in (mmdet, mmcv, torchvision, opencv, torch_foreach, torch_modules, megvii):
         try:
             found.append(source())
         except Exception as error:  # a library built for another torch fails in any way it likes

@@ -21,6 +21,10 @@ SPEED = [
     ("batched_nms", "8400, 80 classes", "mmcv", 40.0),
     ("box_iou", "8400x40", "mmdet", 15.0),
     ("ema_update_", "YOLOX-M, 25.4 M values", "mmdet", 1.8),
+    ("batch_norm_silu", "48x320x320, float32", "torch", 3.0),
+    ("batch_norm_silu_backward", "48x320x320, float32", "torch", 2.0),
+    ("batch_norm_silu", "48x320x320, bfloat16 channels_last", "torch", 2.0),
+    ("batch_norm_silu_backward", "48x320x320, bfloat16 channels_last", "torch", 1.5),
 ]
 # (operator, case, at most so many bytes)
 MEMORY = [("simota_assign", "8400x100 trained-like", 8e6)]

@@ -56,6 +56,8 @@ def test_json_and_chart(tmp_path):
         ("batched_nms", "batched_nms", "lambda *a: right(*a)[1:]"),
         ("yolox_detect", "yolox_detect", "lambda *a: (right(*a)[0] + 1, *right(*a)[1:])"),
         ("ema_update_", "ema_update_", "lambda a, v, m: right(a, v, m + 0.01)"),
+        ("batch_norm_silu", "batch_norm_silu", "lambda *a: right(*a) * 1.001"),
+        ("batch_norm_silu_backward", "batch_norm_silu", "lambda *a: right(*a) * 1.001"),
         ("mixup_blend", "mixup_blend", "lambda *a: right(*a[:4], (a[4][0], a[4][1] + 1), *a[5:])"),
     ],
 )

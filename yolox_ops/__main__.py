@@ -44,6 +44,7 @@ def results(ops: Any, device: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     case = {name: value.to(device) for name, value in situation().items()}
     image = {name: value if name == "centers" else value[0] for name, value in case.items() if name != "num_gts"}
     boxes, gts, scores = image["boxes"], image["gt_boxes"], image["scores"]
+    size = 16  # of a feature map, cells
 
     def iou_with_gradients() -> list[Tensor]:
         found = []
@@ -59,6 +60,16 @@ def results(ops: Any, device: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         ops.ema_update_(average, [2 * boxes, scores.square()], 0.25)
         return average
 
+    def norm_with_gradients() -> list[Tensor]:
+        map_ = scores.t()[None, :, : size * size].reshape(1, -1, size, size) * 4 - 2
+        leaf = map_.clone().requires_grad_()
+        channels = scores.shape[1]
+        running = [torch.zeros(channels, device=device), torch.ones(channels, device=device)]
+        parameters = [scores[0].clone().requires_grad_(), scores[1].clone().requires_grad_()]
+        out = ops.batch_norm_silu(leaf, *running, *parameters, training=True)
+        (out * map_).sum().backward()
+        return [out.detach(), *running, *(t.grad for t in (leaf, *parameters) if t.grad is not None)]
+
     def on_cpu(run: Callable[[], Any]) -> Callable[[], list[Tensor]]:
         def call() -> list[Tensor]:
             result = run()
@@ -73,6 +84,7 @@ def results(ops: Any, device: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "batched_nms", on_cpu(lambda: ops.batched_nms(boxes, scores[:, 0], scores.argmax(1), 0.5))
     yield "yolox_detect", on_cpu(lambda: ops.yolox_detect(logits, logits[..., 0], case["boxes"], 0.1, 0.65, 50))
     yield "ema_update_", on_cpu(ema)
+    yield "batch_norm_silu", on_cpu(norm_with_gradients)
     if device == "cpu":  # the only one that prepares images
         picture = (scores[:300, :12].reshape(60, 20, 3) * 255).to(torch.uint8)
         yield "mixup_blend", on_cpu(lambda: ops.mixup_blend(picture, picture[:50], (70, 30), (77, 33), (9, 7), True))

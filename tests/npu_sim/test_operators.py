@@ -144,6 +144,30 @@ def test_ema(dtype):
     yolox_ops.ema_update_([], [], 0.25)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_batch_norm_silu(dtype, training):
+    """Two launches forward; backward two more than torch's two, for what it does not keep."""
+    g = torch.Generator().manual_seed(6)
+    x, grad = (torch.randn(2, 5, 6, 7, generator=g).to(dtype) for _ in range(2))
+    channels = [torch.rand(5, generator=g) + 0.5 for _ in range(4)]
+    found = []
+    for move in (lambda t: t.clone(), on_npu):
+        leaves = [move(t).requires_grad_() for t in (x, *channels[2:])]
+        running, upstream = [move(t) for t in channels[:2]], move(grad)
+        with recorded() as record:
+            y = yolox_ops.batch_norm_silu(leaves[0], *running, *leaves[1:], training)
+        forward = len(record.launches())
+        with recorded() as backward:
+            y.backward(upstream)
+        found.append([t.detach().cpu() for t in (y, *running, *(leaf.grad for leaf in leaves))])
+    assert not (record.waits() or record.aicpu() or backward.waits() or backward.aicpu())
+    assert forward <= (2 if training else 5) and len(backward.launches()) <= 4
+    precision = torch.finfo(dtype).eps
+    for a, b in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=20 * precision, atol=20 * precision)
+
+
 @pytest.mark.parametrize(
     ("run", "message"),
     [

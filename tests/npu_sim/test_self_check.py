@@ -16,7 +16,8 @@ import yolox_ops
 from yolox_ops.__main__ import main
 from yolox_ops._device_report import NO_FALLBACK, cores
 
-OPERATORS = ["box_iou", "simota_cost", "simota_assign", "batched_nms", "yolox_detect", "ema_update_"]
+OPERATORS = ["box_iou", "simota_cost", "simota_assign", "batched_nms", "yolox_detect", "ema_update_",
+             "batch_norm_silu"]  # fmt: skip
 NAME = {"A2": "Ascend910B3", "910A": "Ascend910A"}[SOC]
 TOPK = {"A2": "exact in float32; simota_assign uses it", "910A": "rounded in float32; simota_assign goes without"}[SOC]
 

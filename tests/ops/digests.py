@@ -47,6 +47,17 @@ def calls():
         ops.ema_update_([changed], [other], 0.3)
         return [changed]
 
+    maps = [torch.cat([rand(2, 19, 37, 41) * 4 - 1, rand(2, 1, 37, 41) * 400 - 200], 1) for _ in range(2)]
+    channels = [rand(20) + 0.5 for _ in range(4)]
+
+    def batch_norm_silu(dtype, layout, training):
+        x, grad = (t.to(dtype).contiguous(memory_format=layout).detach().clone() for t in maps)
+        leaves = [x.requires_grad_(), *(t.to(dtype, copy=True).requires_grad_() for t in channels[2:])]
+        running = [t.to(dtype, copy=True) for t in channels[:2]]
+        y = ops.batch_norm_silu(leaves[0], *running, *leaves[1:], training)
+        y.backward(grad)
+        return [y.detach(), *running, *(leaf.grad for leaf in leaves)]
+
     batch = (scores[None], centers, boxes[None], gts[None], gt_labels[None], torch.tensor([20]))
     yield "simota_cost", lambda: ops.simota_cost(scores, centers, boxes, gts, gt_labels)
     yield "simota_assign", lambda: ops.simota_assign(*batch)
@@ -58,6 +69,10 @@ def calls():
                 yield f"box_iou {dtype} {mode} {aligned}", lambda t=dtype, m=mode, a=aligned: box_iou(t, m, a)
         for layout in LAYOUTS:
             yield f"ema_update_ {dtype} {layout}", lambda t=dtype, n=layout: ema_update_(t, n, n)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for training in (True, False):
+                arguments = (dtype, layout, training)
+                yield f"batch_norm_silu {arguments}", lambda a=arguments: batch_norm_silu(*a)
         yield f"ema_update_ {dtype} mixed", lambda t=dtype: ema_update_(t, "packed", "transposed")
     mixed = (logits[0].bfloat16(), logits[1].double(), logits[2])
     yield "yolox_detect mixed", lambda: ops.yolox_detect(*mixed, 0.0, 0.65, 2000)

@@ -12,7 +12,10 @@ import torch
 from yolox_ops import _C, cpu_capability
 
 DIGESTS = Path(__file__).with_name("digests.py")
-OPERATORS = ("box_iou", "simota_cost", "simota_assign", "batched_nms", "yolox_detect", "ema_update_", "mixup_blend")
+OPERATORS = (
+    "box_iou", "simota_cost", "simota_assign", "batched_nms", "yolox_detect", "ema_update_", "batch_norm_silu",
+    "mixup_blend",
+)  # fmt: skip
 
 
 def run(*arguments, **env):
