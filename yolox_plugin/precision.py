@@ -1,6 +1,7 @@
 """The precision of a network's convolutions, for both hosts."""
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,8 +41,18 @@ class Precision:
         """
         low = self._lower is not None and device != "npu"
         self._is_last = low or (device == "cpu" and is_best_in_channels_last(network))
+        self._lay_out(network, torch.channels_last)
+
+    def _lay_out(self, network: nn.Module, layout: torch.memory_format) -> None:
         if self._is_last:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(memory_format=layout)  # type: ignore[call-overload]
+
+    @contextlib.contextmanager
+    def in_stock_layout(self, network: nn.Module) -> Iterator[None]:
+        """In which to draw weights: random numbers fill a tensor in the order of its memory."""
+        self._lay_out(network, torch.contiguous_format)
+        yield
+        self._lay_out(network, torch.channels_last)
 
     def laid_out(self, img: Tensor) -> Tensor:
         """The images in the layout of the network's weights."""

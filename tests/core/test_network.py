@@ -7,14 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import yolox_plugin  # before MMDetection: mmcv may have no compiled part
-
 from mmcv.cnn import ConvModule  # isort: skip
 from mmcv.cnn.bricks import Swish  # isort: skip
-from mmdet.models.backbones.csp_darknet import SPPBottleneck  # isort: skip
+from mmdet.models.backbones.csp_darknet import CSPDarknet, SPPBottleneck  # isort: skip
 
-import yolox_plugin.network
+from yolox_plugin import network
 from yolox_plugin.network import ChainedSPP, FusedConvModule, FusedSwish, quicken
+from yolox_plugin.precision import Precision
 
 
 def pair(sizes=(5, 9, 13)):
@@ -159,13 +158,13 @@ def block(**changes):
 def fused(monkeypatch):
     """The calls of the operator since."""
     calls = []
-    original = yolox_plugin.network.batch_norm_silu
+    original = network.batch_norm_silu
 
     def spied(*args):
         calls.append(args)
         return original(*args)
 
-    monkeypatch.setattr(yolox_plugin.network, "batch_norm_silu", spied)
+    monkeypatch.setattr(network, "batch_norm_silu", spied)
     return calls
 
 
@@ -337,3 +336,75 @@ def test_with_the_switch_off_blocks_are_mmcvs(monkeypatch):
     module = torch.nn.Sequential(ConvModule(3, 6, 3, **BLOCK))
     quicken(module)
     assert type(module[0]) is ConvModule
+
+
+def backbone(**changes):
+    torch.manual_seed(0)
+    model = CSPDarknet(deepen_factor=0.33, widen_factor=0.125, **changes)
+    quicken(model)
+    return model
+
+
+def is_last(model):
+    return model.stem.conv.conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+in_float32 = pytest.mark.skipif(
+    not network._CPU_HAS_FMA or network._IS_AARCH64, reason="no channels_last in float32 on this CPU"
+)
+
+
+@in_float32
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_float32_trains_in_channels_last_on_a_cpu(depthwise):
+    first, last = backbone(use_depthwise=depthwise), backbone(use_depthwise=depthwise)
+    precision = Precision(None)
+    precision.prepare(last, "cpu")
+    assert is_last(last) and not is_last(first)
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    assert precision.laid_out(x).is_contiguous(memory_format=torch.channels_last)
+    first.double(), last.double()
+    for a, b in zip(first(x.double()), last(precision.laid_out(x.double())), strict=True):
+        assert b.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
+    # Random numbers fill a tensor in the order of its memory.
+    for model in (first, last):
+        torch.manual_seed(1)
+        with precision.in_stock_layout(last):
+            model.init_weights()
+    assert is_last(last)
+    for name, value in first.named_parameters():
+        assert torch.equal(last.get_parameter(name), value), name
+
+
+class Watched(torch.nn.Conv2d):
+    """Somebody else's."""
+
+
+@pytest.mark.parametrize(
+    ("device", "change"),
+    [
+        ("npu", lambda model: None),
+        ("cuda", lambda model: None),
+        ("cpu", lambda model: setattr(model.stem.conv, "activate", torch.nn.ReLU())),
+        ("cpu", lambda model: setattr(model.stem.conv, "bn", torch.nn.SyncBatchNorm(8))),
+        ("cpu", lambda model: model.stem.conv.bn.register_forward_hook(print)),
+        ("cpu", lambda model: setattr(model.stem.conv.conv, "__class__", Watched)),
+        ("cpu", lambda model: model.add_module("extra", torch.nn.BatchNorm2d(3))),
+    ],
+    ids=["npu", "cuda", "activation", "SyncBN", "hook", "convolution", "norm alone"],
+)
+def test_float32_keeps_the_layout_of_stock_elsewhere(device, change):
+    model = backbone()
+    change(model)
+    precision = Precision("float32")
+    precision.prepare(model, device)
+    x = torch.ones(1, 3, 8, 8)
+    assert not is_last(model) and precision.laid_out(x) is x
+
+
+def test_float32_keeps_the_layout_of_stock_with_the_switch_off(monkeypatch):
+    monkeypatch.setenv("YOLOX_PLUGIN_NETWORK", "off")
+    model = backbone()
+    Precision(None).prepare(model, "cpu")
+    assert not is_last(model)

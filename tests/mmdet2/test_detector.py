@@ -25,6 +25,13 @@ def test_the_registered_detector_is_ours():
     assert type(nano()) is YOLOX
 
 
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+def test_the_same_seed_gives_the_weights_of_stock_in_any_layout(autocast):
+    ours, stock = nano(autocast=autocast).state_dict(), nano(stock=True).state_dict()
+    assert ours.keys() == stock.keys()
+    assert not [name for name, value in stock.items() if not torch.equal(ours[name], value)]
+
+
 def test_sizes_keep_the_rhythm_and_the_distribution_of_stock():
     model = nano(random_size_interval=5)
     model.start_epoch(Moment(seed=3, iteration=0))

@@ -40,7 +40,8 @@ from yolox_plugin.mmdet3.ema import ExpMomentumEMA
 from yolox_plugin.mmdet3.history import DeferredHistory, Waiting
 from yolox_plugin.mmdet3.hooks import RuntimeInfoHook, SyncNormHook, YOLOXModeSwitchHook
 from yolox_plugin.mmdet3.sizes import BatchSyncRandomResize
-from yolox_plugin.network import FusedSwish
+from yolox_plugin.network import FusedSwish, quicken
+from yolox_plugin.precision import Precision
 from yolox_plugin.protocol import Moment
 
 
@@ -778,11 +779,10 @@ def test_the_detector_has_the_weights_of_stock():
     torch.testing.assert_close(ours.state_dict(), stock.state_dict(), rtol=0, atol=0)
 
 
-def with_fused_activations(model):
-    """As the plugin's detector has them: by the last bits of stock's, an assignment or a detection may be another."""
-    for module in model.modules():
-        if type(module) is Swish:
-            module.__class__ = FusedSwish
+def with_the_plugins_network(model):
+    """By the last bits of stock's, an assignment or a detection may be another."""
+    quicken(model)
+    Precision(None).prepare(model, "cpu")
     return model
 
 
@@ -802,7 +802,7 @@ def wrapped(model):
 def test_five_steps_of_the_whole_detector(hub, use_l1):
     """Images, sizes, losses, gradients and weights, from the model's own config. Each step begins with stock's weights
     and momenta: in a few, the last bits make another assignment."""
-    stock, ours = with_fused_activations(detector(stock=True, interval=2)), detector(interval=2)
+    stock, ours = with_the_plugins_network(detector(stock=True, interval=2)), detector(interval=2)
     optimizers = [wrapped(model) for model in (stock, ours)]
     assert type(optimizers[1].optimizer) is SGD
     stock.bbox_head.use_l1 = ours.bbox_head.use_l1 = use_l1
@@ -831,7 +831,7 @@ def test_five_steps_of_the_whole_detector(hub, use_l1):
 def test_a_test_of_the_whole_detector():
     found = []
     for stock in (True, False):
-        model, data = with_fused_activations(detector(stock=stock)), train_data(0)
+        model, data = with_the_plugins_network(detector(stock=stock)), train_data(0)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0

@@ -40,6 +40,11 @@ class YOLOX(StockYOLOX, TrainingPart):
         """Lays the weights out for training on a kind of device; at first it is the one that MMDetection chooses."""
         self._precision.prepare(self, device)
 
+    def init_weights(self) -> None:
+        """See the stock class: the same weights from the same seed."""
+        with self._precision.in_stock_layout(self):
+            super().init_weights()
+
     def start_epoch(self, moment: Moment) -> None:
         """Until `end_epoch`, image sizes are a function of the moment's seed and the iteration of the whole training,
         and the values to log are tensors on the device, which `DeferredLogBuffer` reads."""

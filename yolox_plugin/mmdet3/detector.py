@@ -43,6 +43,11 @@ class YOLOX(StockYOLOX, TrainingPart):
         """Lays the weights out for training on a kind of device; at first it is the one that MMDetection chooses."""
         self._precision.prepare(self, device)
 
+    def init_weights(self) -> None:
+        """See the stock class: the same weights from the same seed."""
+        with self._precision.in_stock_layout(self):
+            super().init_weights()
+
     def start_epoch(self, moment: Moment) -> None:
         """Until `end_epoch`, the values to log are the means over all ranks; stock's are the rank's own."""
         self._in_epoch = True
