@@ -72,6 +72,7 @@ class BatchNormSilu : public torch::autograd::Function<BatchNormSilu> {
     const auto [output, mean, invstd] =
         call(input, weight, bias, running_mean, running_var, training, momentum, eps);
     context->mark_non_differentiable({mean, invstd});
+    context->set_materialize_grads(false);  // those of mean and invstd, which nobody reads
     context->save_for_backward({input, or_undefined(weight), or_undefined(bias), mean, invstd});
     context->saved_data["training"] = training;
     context->saved_data["eps"] = eps;
@@ -84,6 +85,7 @@ class BatchNormSilu : public torch::autograd::Function<BatchNormSilu> {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("yolox_ops::batch_norm_silu_backward", "")
                                .typed<Signature>();
+    if (!grads[0].defined()) return variable_list(8);
     const auto saved = context->get_saved_variables();
     const at::Tensor &input = saved[0], &weight = saved[1], &bias = saved[2], none;
     const bool training = context->saved_data["training"].toBool();

@@ -386,7 +386,7 @@ inline void gradient_sums(const T* grad, const T* x, int64_t width, const Affine
     gradient_of_z<rows, T>(read(grad + at, n, grad_room), read(x + at, n, x_room), n, &of.mean[c],
                            &of.scale[c], &of.shift[c], out, centered[k]);
     write(grad_z + at, n, out);
-    of_z[k] = out;
+    of_z[k] = read(grad_z + at, n, room[k]);  // as rounded: what is subtracted has to be the mean of that
   }
   add_products<Partial<T>>(of_z, centered, together, n, first, second);
 }
@@ -472,7 +472,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_silu(const at::Tensor&
   const at::MemoryFormat layout = input.suggest_memory_format();
   const at::Tensor x = input.contiguous(layout);
   at::Tensor y = at::empty_like(x);
-  const auto statistics = x.options().dtype(compute_type(x.scalar_type())).memory_format(std::nullopt);
+  const auto statistics = x.options().dtype(compute_type(x.scalar_type()));
   at::Tensor mean = at::empty({x.size(1)}, statistics), invstd = at::empty({x.size(1)}, statistics);
   if (!x.numel()) return {y, mean.zero_(), invstd.fill_(1)};
   const Shape shape = shape_of(x);

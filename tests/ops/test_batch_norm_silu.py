@@ -87,6 +87,21 @@ def test_is_as_near_to_float64_as_torchs_two_are(dtype, parameters, layout, trai
         assert distance <= (b.double() - c).abs().max() + 2 * eps * c.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_half_types_cancel_as_torchs_do(dtype):
+    """Of two values that are far apart the gradients are near 0: what is left of a sum that was subtracted."""
+    g = torch.Generator().manual_seed(5)
+    x, grad = ((torch.randn(1, 513, 1, 2, generator=g) * scale).to(dtype) for scale in (50, 1))
+    weight, bias = torch.randn(2, 513, generator=g)
+    found = []
+    for function, up in ((batch_norm_silu, dtype), (pair, dtype), (pair, torch.float64)):
+        parameters = [t.double() if up == torch.float64 else t for t in (weight, bias)]
+        results = with_gradients(function, x.to(up), grad.to(up), None, None, *parameters, training=True)
+        found.append(results[3].double())
+    ours, theirs, true = found
+    assert (ours - true).abs().max() <= 2 * (theirs - true).abs().max() + 1e-6
+
+
 @pytest.mark.parametrize("offset", [0, 1000, 1e6])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_sums_are_as_exact_as_those_of_torchs_contiguous_kernel(layout, offset):
