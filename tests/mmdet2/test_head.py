@@ -5,7 +5,6 @@ import torch
 import torch.distributed as dist
 from batches import CONFIGS, build
 from mmcv import Config, ConfigDict
-from mmcv.cnn.bricks import Swish
 from mmdet.core import MlvlPointGenerator
 from mmdet.core.bbox.assigners.sim_ota_assigner import SimOTAAssigner as StockAssigner
 from mmdet.models.dense_heads.yolox_head import YOLOXHead as StockHead
@@ -16,7 +15,8 @@ from yolox_plugin.core.predictions import grid_priors
 from yolox_plugin.core.targets import bucket, constant
 from yolox_plugin.mmdet2.assigner import SimOTAAssigner
 from yolox_plugin.mmdet2.head import YOLOXHead
-from yolox_plugin.network import FusedSwish
+from yolox_plugin.network import quicken
+from yolox_plugin.precision import Precision
 
 
 def detector(name, *, stock):
@@ -436,15 +436,35 @@ def test_detections_have_gradients_where_stock_gives_them(heads):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolox_nano", "yolox_m"])
+def test_the_network_has_the_outputs_gradients_and_statistics_of_stocks(name):
+    """In float64, where rounding decides nothing. (Stock's assigner knows no float64.)"""
+    results = []
+    for stock in (True, False):
+        torch.manual_seed(0)
+        model = detector(name, stock=stock)
+        model.init_weights()
+        model.double()
+        levels = model.bbox_head(model.extract_feat(batch(1, (12, 5), 256)[0].double()))
+        outputs = {f"{kind} {i}": level for kind, kinds in enumerate(levels) for i, level in enumerate(kinds)}
+        sum((out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum() for out in outputs.values()).backward()
+        results.append((outputs, {name: p.grad for name, p in model.named_parameters()}, dict(model.named_buffers())))
+    for theirs, ours in zip(*results, strict=True):
+        assert ours.keys() == theirs.keys()
+        for where, value in theirs.items():
+            atol = 1e-8 * float(value.abs().max()) + 1e-12
+            torch.testing.assert_close(ours[where], value, rtol=1e-7, atol=atol, msg=where)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["yolox_nano", "yolox_m"])
 def test_steps_of_the_whole_detector(name):
     """Forward, backward and SGD from the unmodified config; before each step both start from the same weights."""
     torch.manual_seed(0)
     stock = detector(name, stock=True)
     stock.init_weights()
     plugin = detector(name, stock=False)
-    for module in stock.modules():
-        if type(module) is Swish:  # whose last bits would make another assignment
-            module.__class__ = FusedSwish
+    quicken(stock)  # as the last bits of its own network would make another assignment
+    Precision(None).prepare(stock, "cpu")
     models = (stock, plugin)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9, nesterov=True) for m in models]
     situations = [(20, 5), (0, 30), (200, 3), (0, 0), (12, 60), (1, 1)]

@@ -25,6 +25,8 @@ from mmdet.datasets.samplers import DistributedGroupSampler
 from tiny2 import write_config
 from torch.utils.data import DataLoader, Subset
 
+from yolox_plugin.network import quicken
+from yolox_plugin.precision import Precision
 from yolox_plugin.run.demo_data import make_dataset
 
 TRAIN = Path(mmdet.__file__).parent / ".mim/tools/train.py"
@@ -72,6 +74,8 @@ def test_thirty_batches_give_what_stock_gives():
     states, logs = [], []
     for stock in (False, True):
         model = nano(stock=stock, calm=True, random_size_interval=5, random_size_range=SIZES)
+        quicken(model)  # in so many steps, the last bits of stock's own network make another assignment
+        Precision(None).prepare(model, "cpu")
         start = copy.deepcopy(model.state_dict())
         optimizer = optimizer_of(model, stock)
         ema = hook("ExpMomentumEMAHook", stock, momentum=0.01, total_iter=20)
