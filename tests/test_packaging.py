@@ -19,7 +19,10 @@ from yolox_ops import _C, reference
 from yolox_ops.__main__ import main
 
 ROOT = Path(__file__).parent.parent
-OPERATORS = ("box_iou", "simota_cost", "simota_assign", "batched_nms", "yolox_detect", "ema_update_", "mixup_blend")
+OPERATORS = (
+    "box_iou", "simota_cost", "simota_assign", "batched_nms", "yolox_detect", "ema_update_", "batch_norm_silu",
+    "mixup_blend",
+)  # fmt: skip
 
 
 def test_self_check_passes(capsys):
