@@ -217,9 +217,9 @@ def norm_case(channels: int, size: int, dtype: torch.dtype, layout: torch.memory
 
 
 def norm_gradient_case(*args: Any) -> tuple[Any, ...]:
-    """As `norm_case`, with the gradient of the result in front."""
+    """As `norm_case`, with the gradient of the result, which lies as it does, in front."""
     x, *rest = norm_case(*args)
-    return torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x), x, *rest
+    return torch.empty_like(x).copy_(torch.randn(x.shape, generator=torch.Generator().manual_seed(0))), x, *rest
 
 
 NORMS = [
