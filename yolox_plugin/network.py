@@ -29,14 +29,10 @@ class FusedConvModule(ConvModule):
     """mmcv's ConvModule, whose batch norm and Swish are one operator on CPUs."""
 
     def forward(self, x: Tensor, activate: bool = True, norm: bool = True) -> Tensor:
-        if not (activate and norm and _has_norm_and_swish(self)):
-            stock: Tensor = super().forward(x, activate, norm)
-            return stock
-        x = super().forward(x, activate=False, norm=False)
-        if x.device.type == "cpu" and x.dim() == 4:
-            return _norm_and_swish(self.norm, x)
-        out: Tensor = self.activate(self.norm(x))
-        return out
+        if activate and norm and x.device.type == "cpu" and x.dim() == 4 and _has_norm_and_swish(self):
+            return _norm_and_swish(self.norm, super().forward(x, activate=False, norm=False))
+        stock: Tensor = super().forward(x, activate, norm)
+        return stock
 
 
 # What the operator computes with is slow on other processors.
