@@ -154,8 +154,6 @@ class Detector(Training):
 
     def network_alone(self, images: Tensor) -> Tensor:
         """See the base class."""
-        if self.name == BFLOAT16:
-            images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.name == BFLOAT16):
             outputs = self.head(self.network.extract_feat(images))
         return torch.stack([level.float().mean() for levels in outputs for level in levels]).sum()

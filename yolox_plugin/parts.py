@@ -38,15 +38,15 @@ def apply(parts: Parts) -> None:
 
     Args:
         parts: by the name of its switch, `YOLOX_PLUGIN_<name>`: registries, or modules in which the host looks a name
-            up, and what comes there. That has the name of what it replaces, which is a class's first base, and what a
-            function wraps.
+            up, and what comes there. That has the name of what it replaces (`stock_of`): a class's first base that is
+            not the plugin's, or what a function wraps.
     """
     plugin_on = is_on("YOLOX_PLUGIN")
     wanted = [pair for part, pairs in parts.items() if is_on(f"YOLOX_PLUGIN_{part}") and plugin_on for pair in pairs]
     replaced, left = [], []
     for place, replacement in wanted:
         name = replacement.__name__
-        stock = replacement.__bases__[0] if isinstance(replacement, type) else replacement.__wrapped__
+        stock = stock_of(replacement)
         found = getattr(place, name) if isinstance(place, ModuleType) else place.module_dict.get(name)
         # Who has put a class of their own into MMDetection's module has made that the base of the plugin's.
         is_stock = stock.__module__.split(".")[0] in STOCK
@@ -95,3 +95,10 @@ def prepare_npu() -> None:
     """Ready-made kernels instead of compiling for every new shape, of which multi-scale training has many."""
     if hasattr(torch, "npu") and torch.npu.is_available() and is_on("YOLOX_PLUGIN"):
         torch.npu.set_compile_mode(jit_compile=False)
+
+
+def stock_of(replacement: Any) -> Any:
+    """What a class or function of the plugin replaces."""
+    if not isinstance(replacement, type):
+        return replacement.__wrapped__
+    return next(base for base in replacement.__bases__ if base.__module__.partition(".")[0] != __package__)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .inference import fold, lower
 from .network import FusedSwish, is_best_in_channels_last  # noqa: F401  models saved whole look for the former here
 
 LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,7 +35,7 @@ class Precision:
         self._lower = LOWER.get(autocast or "")
 
     def prepare(self, network: nn.Module, device: str) -> None:
-        """To be called for a network that is built and quickened, with the device that it will be trained on.
+        """To be called for a network that is built and quickened, with the device that it will be used on.
 
         Lays its weights out in the order in which CPUs and GPUs have their fastest convolutions: in low precision, and
         in float32 on CPUs where that is as exact. An NPU has an order of its own.
@@ -42,6 +43,19 @@ class Precision:
         low = self._lower is not None and device != "npu"
         self._is_last = low or (device == "cpu" and is_best_in_channels_last(network))
         self._lay_out(network, torch.channels_last)
+
+    def prepare_for_inference(self, network: nn.Module, device: str) -> None:
+        """Like `prepare`, for a network that has its weights and will not be trained.
+
+        Raises:
+            ValueError: see `check`.
+        """
+        self.check(device)
+        network.eval()
+        fold(network)
+        if self._lower is not None:
+            lower(network, self._lower)
+        self.prepare(network, device)
 
     def _lay_out(self, network: nn.Module, layout: torch.memory_format) -> None:
         if self._is_last:
@@ -55,19 +69,27 @@ class Precision:
         self._lay_out(network, torch.channels_last)
 
     def laid_out(self, img: Tensor) -> Tensor:
-        """The images in the layout of the network's weights."""
-        last = self._is_last and img.device.type != "npu"
+        """The images in the layout of the network's weights. Exporters that trace know no layouts."""
+        last = self._is_last and img.device.type != "npu" and torch._C._get_tracing_state() is None
         return img.contiguous(memory_format=torch.channels_last) if last else img
 
-    def context(self, device: str) -> contextlib.AbstractContextManager[Any]:
-        """In which to train.
+    def check(self, device: str) -> None:
+        """Whether the kind of device has this precision.
 
         Raises:
-            ValueError: for float16 on a CPU, and for bfloat16 on a device without, where torch would train in float32.
+            ValueError: for float16 on a CPU, and for bfloat16 on a device without, where torch would take float32.
         """
         if self._lower is torch.float16 and device == "cpu":
             raise ValueError("autocast='float16' needs an accelerator; on a CPU use autocast='bfloat16'")
         if self._lower is torch.bfloat16 and not has_bfloat16(device):
             raise ValueError(f"autocast='bfloat16': this {device} device has no bfloat16; use autocast='float16'")
+
+    def context(self, device: str) -> contextlib.AbstractContextManager[Any]:
+        """In which to train.
+
+        Raises:
+            ValueError: see `check`.
+        """
+        self.check(device)
         # Without the option, whoever called may have chosen a precision.
         return torch.autocast(device, self._lower) if self._lower else contextlib.nullcontext()

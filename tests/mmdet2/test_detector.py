@@ -294,3 +294,45 @@ def test_an_explicit_precision_ends_the_float16_that_mmdet_adds_on_an_npu(monkey
     runner.register_optimizer_hook(Fp16OptimizerHook(grad_clip={"max_norm": 3}, loss_scale="dynamic"))
     assert type(runner.hooks[0]) is (Fp16OptimizerHook if kept else OptimizerHook)
     assert runner.hooks[0].grad_clip == {"max_norm": 3}
+
+
+def test_a_detector_for_inference_detects_what_stock_detects():
+    stock, ours = nano(stock=True), nano()
+    g = torch.Generator().manual_seed(0)
+    for name, buffer in stock.named_buffers():
+        if "running" in name:
+            buffer.copy_(torch.rand(buffer.shape, generator=g) + ("var" in name) * 0.5)
+    for conv in (*stock.bbox_head.multi_level_conv_obj, *stock.bbox_head.multi_level_conv_cls):
+        conv.bias.data.fill_(2.0)
+    ours.load_state_dict(stock.state_dict())
+    stock.eval()
+    low = nano()
+    low.load_state_dict(stock.state_dict())
+    ours.prepare_for_inference("cpu")
+    low.prepare_for_inference("cpu", "bfloat16")
+    img = torch.rand(2, 3, 128, 96, generator=g) * 255
+    metas = [{"scale_factor": np.array([0.5, 0.5, 0.5, 0.5], dtype=np.float32)}] * 2
+    with torch.no_grad():
+        theirs, mine, lows = (model.simple_test(img, metas, rescale=True) for model in (stock, ours, low))
+        features = low.bbox_head(low.extract_feat(img))
+    assert all(level.dtype == torch.float32 for levels in features for level in levels)
+    assert sum(len(boxes) for boxes in theirs[0]) > 5
+    for by_class, theirs_by_class in zip(mine, theirs, strict=True):
+        for boxes, expected in zip(by_class, theirs_by_class, strict=True):
+            if len(boxes) == len(expected) == 0:
+                continue
+            distances = np.abs(boxes[:, None] - expected).max(-1)  # rounding may change the order of equal scores
+            assert len(boxes) == len(expected) and (distances.min(0) < 1e-3).all() and (distances.min(1) < 1e-3).all()
+    counts = [sum(len(boxes) for image in found for boxes in image) for found in (theirs, lows)]
+    assert counts[1] == pytest.approx(counts[0], rel=0.1)
+    with pytest.raises(RuntimeError, match="was prepared for inference: build it again to train it"):
+        ours.train()
+    ours.eval()
+
+
+def test_inference_in_a_precision_that_cannot_be():
+    model = nano()
+    for autocast, words in (("float8", "autocast must be"), ("float16", "needs an accelerator")):
+        with pytest.raises(ValueError, match=words):
+            model.prepare_for_inference("cpu", autocast)
+    assert model.train() is model  # it still can

@@ -33,6 +33,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from yolox_plugin.mmdet2 import PARTS
+from yolox_plugin.parts import stock_of
 
 PAIRS = [(place, c) for pairs in PARTS.values() for place, c in pairs if not isinstance(place, ModuleType)]
 LOG = logging.getLogger("promises")
@@ -41,7 +42,7 @@ LOG = logging.getLogger("promises")
 @pytest.fixture(params=["stock", "plugin"])
 def side(request, monkeypatch):
     """The replaced classes of one side by their names, and in the registries."""
-    classes = {c.__name__: c.__bases__[0] if request.param == "stock" else c for _, c in PAIRS}
+    classes = {c.__name__: stock_of(c) if request.param == "stock" else c for _, c in PAIRS}
     for registry, replacement in PAIRS:
         monkeypatch.setitem(registry.module_dict, replacement.__name__, classes[replacement.__name__])
     monkeypatch.setattr(dataset_wrappers, "MultiImageMixDataset", classes["MultiImageMixDataset"])

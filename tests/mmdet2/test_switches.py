@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from yolox_plugin.mmdet2 import PARTS
+from yolox_plugin.parts import stock_of
 
 PROGRAM = """
 import yolox_plugin
@@ -232,7 +233,7 @@ REPLACEMENTS = [part for pairs in PARTS.values() for _, part in pairs if isinsta
 @pytest.mark.parametrize("ours", REPLACEMENTS, ids=lambda c: c.__name__)
 def test_whoever_calls_a_replaced_class_as_stock_is_understood(ours):
     """Every parameter of the stock class by its place and by its name, with its default; every attribute of it."""
-    stock = ours.__bases__[0]
+    stock = stock_of(ours)
     assert stock.__name__ == ours.__name__ and not stock.__module__.startswith("yolox_plugin")
     for name, theirs in inspect.getmembers(stock):
         mine = getattr(ours, name)

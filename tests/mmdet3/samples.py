@@ -12,6 +12,7 @@ from mmengine.structures import InstanceData
 from scenes import batch
 
 from yolox_plugin.mmdet3 import PARTS
+from yolox_plugin.parts import stock_of
 
 CONFIGS = Path(mmdet.__file__).parent / ".mim/configs/yolox"
 
@@ -19,7 +20,7 @@ CONFIGS = Path(mmdet.__file__).parent / ".mim/configs/yolox"
 def build(cfg, *, stock):
     """A module of the plugin's classes or of MMDetection's own."""
     pairs = [pair for pairs in PARTS.values() for pair in pairs if stock]
-    theirs = {place: {c.__name__: c.__bases__[0] for p, c in pairs if p is place} for place in (MODELS, TASK_UTILS)}
+    theirs = {place: {c.__name__: stock_of(c) for p, c in pairs if p is place} for place in (MODELS, TASK_UTILS)}
     with patch.dict(MODELS.module_dict, theirs[MODELS]), patch.dict(TASK_UTILS.module_dict, theirs[TASK_UTILS]):
         return MODELS.build({**cfg, "_scope_": "mmdet"})
 

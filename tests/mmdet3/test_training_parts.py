@@ -905,6 +905,37 @@ def test_float16_wants_an_accelerator():
         losses_of(detector(autocast="float16"))
 
 
+def test_a_detector_for_inference_predicts_what_it_predicted():
+    exact, ours, low = detector(), detector(), detector()
+    g = torch.Generator().manual_seed(0)
+    for name, buffer in exact.named_buffers():
+        if "running" in name:
+            buffer.copy_(torch.rand(buffer.shape, generator=g) + ("var" in name) * 0.5)
+    for conv in (*exact.bbox_head.multi_level_conv_obj, *exact.bbox_head.multi_level_conv_cls):
+        conv.bias.data.fill_(2.0)
+    exact.eval()
+    for model, autocast in ((ours, None), (low, "bfloat16")):
+        model.load_state_dict(exact.state_dict())
+        model.prepare_for_inference("cpu", autocast)
+    img = torch.rand(2, 3, 128, 96, generator=g) * 255
+    found = []
+    with torch.no_grad():
+        for model in (exact, ours, low):
+            metas = {"scale_factor": (0.5, 0.5), "img_shape": (128, 96), "ori_shape": (256, 192)}
+            samples = model.predict(img, [DetDataSample(metainfo=metas) for _ in range(2)])
+            found.append([sample.pred_instances for sample in samples])
+    for theirs, mine, lows in zip(*found, strict=True):
+        assert len(theirs) > 5
+        # Rounding may change the order of equal scores.
+        rows = [torch.cat([i.bboxes, i.scores[:, None], i.labels[:, None] * 1e4], 1) for i in (mine, theirs)]
+        distances = torch.cdist(*rows, p=torch.inf)
+        assert len(mine) == len(theirs) and max(distances.amin(0).max(), distances.amin(1).max()) < 1e-3
+        assert lows.bboxes.dtype == torch.float32
+        assert len(lows) == pytest.approx(len(theirs), rel=0.1)
+    with pytest.raises(RuntimeError, match="was prepared for inference: build it again to train it"):
+        ours.train()
+
+
 @pytest.mark.parametrize("in_epoch", [False, True])
 def test_logged_values_are_those_of_stock_and_are_not_read(in_epoch):
     model = detector()

@@ -273,6 +273,23 @@ def test_options_that_cannot_be(train, data, tmp_path, options, words):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_precision_that_cannot_be_tested_with(data, config, tmp_path, capfd):
+    common = [
+        f"--data-path={data}",
+        f"--config={config}",
+        f"--pth-path={tmp_path}/a.pth",
+        f"--work-dir={tmp_path / 'run'}",
+    ]
+    common.append("--device=cpu")
+    status = testing.main([*common, "--amp=float16"])
+    assert "--amp=float16 needs an accelerator: on a CPU use --amp=bfloat16" in sentence(status, capfd.readouterr().err)
+    status = testing.main([*common, "--amp=bfloat16", "--cfg-options", "model.type=FCOS"])
+    assert "--amp=bfloat16 is for the plugin's YOLOX: the config's detector is MMDetection's FCOS" in sentence(
+        status, capfd.readouterr().err
+    )
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -12,12 +12,11 @@ from ..core.forward import in_few_launches
 from ..core.losses import parse
 from ..core.schedule import input_size
 from ..core.targets import constant
-from ..network import quicken
-from ..precision import Precision
+from ..detector import PreparedDetector
 from ..protocol import Moment, TrainingPart
 
 
-class YOLOX(StockYOLOX, TrainingPart):
+class YOLOX(PreparedDetector, StockYOLOX, TrainingPart):
     """The arguments, weights and losses of the stock class, and one argument more.
 
     Image sizes and logged values are the stock class's, too, until the plugin's runner calls `start_epoch`.
@@ -31,19 +30,8 @@ class YOLOX(StockYOLOX, TrainingPart):
     def __init__(self, *args: Any, autocast: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.autocast = autocast
-        self._precision = Precision(autocast)
-        quicken(self)
-        self.prepare_for(get_device())
+        self._prepare(autocast, get_device())
         self._seed: int | None = None
-
-    def prepare_for(self, device: str) -> None:
-        """Lays the weights out for training on a kind of device; at first it is the one that MMDetection chooses."""
-        self._precision.prepare(self, device)
-
-    def init_weights(self) -> None:
-        """See the stock class: the same weights from the same seed."""
-        with self._precision.in_stock_layout(self):
-            super().init_weights()
 
     def start_epoch(self, moment: Moment) -> None:
         """Until `end_epoch`, image sizes are a function of the moment's seed and the iteration of the whole training,
@@ -83,7 +71,7 @@ class YOLOX(StockYOLOX, TrainingPart):
             img, _ = super()._preprocess(img, [])
         else:
             img, gt_bboxes = super()._preprocess(img, gt_bboxes)
-        return self._precision.laid_out(img), gt_bboxes
+        return img, gt_bboxes
 
     def forward_train(
         self,

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from ..core.forward import in_few_launches
 from ..core.losses import parse
-from ..network import quicken
-from ..precision import Precision
+from ..detector import PreparedDetector
 from ..protocol import Moment, TrainingPart
 
 
-class YOLOX(StockYOLOX, TrainingPart):
+class YOLOX(PreparedDetector, StockYOLOX, TrainingPart):
     """The arguments, weights and losses of the stock class, and one argument more.
 
     Args:
@@ -30,23 +29,12 @@ class YOLOX(StockYOLOX, TrainingPart):
     def __init__(self, *args: Any, autocast: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.autocast = autocast
-        self._precision = Precision(autocast)
-        quicken(self)
-        self.prepare_for(get_device())
+        self._prepare(autocast, get_device())
         self._in_epoch = False
         # Each image, and each tensor of its gts, is copied by itself: three waits for the GPU an image if it is waited
         # for. CUDA has read pageable memory when such a copy returns; of other devices that is not sure.
         if torch.cuda.is_available() and isinstance(self.data_preprocessor, BaseDataPreprocessor):
             self.data_preprocessor._non_blocking = True
-
-    def prepare_for(self, device: str) -> None:
-        """Lays the weights out for training on a kind of device; at first it is the one that MMDetection chooses."""
-        self._precision.prepare(self, device)
-
-    def init_weights(self) -> None:
-        """See the stock class: the same weights from the same seed."""
-        with self._precision.in_stock_layout(self):
-            super().init_weights()
 
     def start_epoch(self, moment: Moment) -> None:
         """Until `end_epoch`, the values to log are the means over all ranks; stock's are the rank's own."""
@@ -60,7 +48,7 @@ class YOLOX(StockYOLOX, TrainingPart):
         """See the stock class."""
         device = batch_inputs.device.type
         with self._precision.context(device), in_few_launches(self, device):
-            losses: dict[str, Any] = super().loss(self._precision.laid_out(batch_inputs), batch_data_samples)
+            losses: dict[str, Any] = super().loss(batch_inputs, batch_data_samples)
         return losses
 
     def parse_losses(self, losses: dict[str, Any]) -> tuple[Tensor, "OrderedDict[str, Tensor]"]:

@@ -39,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the checkpoint, of this plugin or of MMDetection",
     )
+    add("--amp", choices=("float32", "bfloat16", "float16"), default="float32",
+        help="precision of the convolutions but for the last ones (default: %(default)s)")  # fmt: skip
     add("--save-dir", type=user_path, metavar="DIR", help="every image with its boxes and scores, as a new file")
     add("--score-thr", type=float, default=0.3, metavar="X", help="what is drawn there (default: %(default)s)")
     return options
@@ -78,7 +80,7 @@ def test(args: argparse.Namespace, cfg: Any) -> None:
     """One process of an evaluation, from the process group to result.json."""
     start = time.time()
     with launch.joined(cfg.device) as (rank, world_size):
-        evaluation = host.Evaluation(cfg, args.pth_path, args.batch_size)
+        evaluation = host.Evaluation(cfg, args.pth_path, args.batch_size, args.amp)
         begin = time.perf_counter()
         found = evaluation.detect(args.save_dir, args.score_thr)
         seconds = time.perf_counter() - begin
@@ -96,6 +98,7 @@ def test(args: argparse.Namespace, cfg: Any) -> None:
         "device": cfg.device,
         "devices": world_size,
         "batch_size": evaluation.batch_size,
+        "amp": args.amp,
         "images": images,
         "versions": report.versions(),
         "images_per_second": {"median": rate, "quartiles": [rate, rate], "measurements": 1},

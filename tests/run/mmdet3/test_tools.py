@@ -19,7 +19,10 @@ def test_the_figures_are_those_of_plain_mmdet(script, learned, tmp_path):
     data, config, checkpoint = learned
     options = [f"--data-path={data}", f"--config={config}", f"--pth-path={checkpoint}", "--work-dir=ours"]
     ours = finished(script("test_1p.sh", *options), tmp_path / "ours")
-    assert ours["mAP"] > 0.1
+    assert ours["mAP"] > 0.1 and ours["amp"] == "float32"
+    low = finished(script("test_1p.sh", *options[:-1], "--work-dir=low", "--amp=bfloat16"), tmp_path / "low")
+    assert low["mAP"] == pytest.approx(ours["mAP"], abs=0.02)  # of four images, each with a few boxes
+    assert low["amp"] == "bfloat16"
     output = run(
         "test", config, checkpoint, "--work-dir", tmp_path / "theirs", "--out", tmp_path / "theirs.pkl",
         YOLOX_PLUGIN="off", TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1",

@@ -15,6 +15,7 @@ from mmdet.models import build_detector
 from mmdet.utils import setup_multi_processes
 
 from ...core.checkpoint import read_checkpoint
+from ...detector import PreparedDetector
 from ...mmdet2.ddp import build_dp, gather_results
 from .. import annotations, checks, report
 from ..annotations import Source
@@ -29,6 +30,7 @@ __all__ = ["Evaluation", "check", "load_config"]
 def check(args: argparse.Namespace, cfg: Config) -> list[Source]:
     """What will be read. Raises InputError for whatever would fail later."""
     checks.check_devices(cfg.device, args.devices)
+    parts.check_test_precision(cfg, args.amp)
     found = sources(cfg, ["test"])
     labels = annotations.check_data(found, args.data_path.absolute(), heads_of(cfg))
     content = checks.check_checkpoint(parts.check_model(cfg), "--pth-path", args.pth_path)
@@ -43,9 +45,10 @@ class Evaluation:
 
     Args:
         batch_size: images a device; default the config's.
+        amp: the precision of the plugin's detector; others have MMDetection's.
     """
 
-    def __init__(self, cfg: Config, checkpoint: Path, batch_size: int | None = None) -> None:
+    def __init__(self, cfg: Config, checkpoint: Path, batch_size: int | None = None, amp: str = "float32") -> None:
         setup_multi_processes(cfg)
         self.cfg = cfg
         self.batch_size: int = batch_size or cfg.data.test_dataloader.get("samples_per_gpu", 1)
@@ -54,6 +57,8 @@ class Evaluation:
         self.dataset = build_dataset(cfg.data.test, {"test_mode": True})
         self.classes = self.dataset.CLASSES
         self.model = load_model(cfg, checkpoint)
+        if isinstance(self.model, PreparedDetector):
+            self.model.prepare_for_inference(cfg.device, amp)
 
     @torch.no_grad()
     def detect(self, save_dir: Path | None = None, score_thr: float = 0.3) -> list[Any]:

@@ -31,10 +31,20 @@ def check_autocast(cfg: Config, option: str | None) -> None:
     Args:
         option: what --amp was given.
     """
-    detector = None if issubclass(MODELS.get(cfg.model.type) or object, YOLOX) else cfg.model.type
     kind = cfg.optim_wrapper.get("type", "OptimWrapper")
     other = f"the config's {kind}" if kind == "AmpOptimWrapper" else None
-    check_precision(cfg.device, cfg.model.get("autocast"), option is not None, detector, other)
+    check_precision(cfg.device, cfg.model.get("autocast"), option is not None, other_detector(cfg), other)
+
+
+def check_test_precision(cfg: Config, amp: str) -> None:
+    """Raises InputError for a precision of --amp that the device, or the detector, does not have."""
+    if amp != "float32":
+        check_precision(cfg.device, amp, True, other_detector(cfg), None)
+
+
+def other_detector(cfg: Config) -> str | None:
+    """The config's detector, if it is another than the plugin's."""
+    return None if issubclass(MODELS.get(cfg.model.type) or object, YOLOX) else cfg.model.type
 
 
 def check_model(cfg: Config) -> Any:

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from mmengine.utils import ProgressBar
 
 from ...core.checkpoint import read_checkpoint
+from ...detector import PreparedDetector
 from .. import annotations, checks, launch, report
 from ..annotations import Source
 from ..configs import heads_of
@@ -30,6 +31,7 @@ __all__ = ["Evaluation", "check", "load_config"]
 def check(args: argparse.Namespace, cfg: Config) -> list[Source]:
     """What will be read. Raises InputError for whatever would fail later."""
     checks.check_devices(cfg.device, args.devices)
+    parts.check_test_precision(cfg, args.amp)
     for key in ("test_dataloader", "test_evaluator"):
         if cfg.get(key) is None:
             raise InputError(f"the config has no {key}")
@@ -48,9 +50,10 @@ class Evaluation:
 
     Args:
         batch_size: images a device; default the config's.
+        amp: the precision of the plugin's detector; others have MMDetection's.
     """
 
-    def __init__(self, cfg: Config, checkpoint: Path, batch_size: int | None = None) -> None:
+    def __init__(self, cfg: Config, checkpoint: Path, batch_size: int | None = None, amp: str = "float32") -> None:
         self.cfg = cfg
         options = copy.deepcopy(cfg.test_dataloader)
         options.batch_size = batch_size or options.get("batch_size", 1)
@@ -61,6 +64,8 @@ class Evaluation:
         self.evaluator = Evaluator(copy.deepcopy(cfg.test_evaluator))
         self.evaluator.dataset_meta = self.dataset.metainfo
         self.model = load_model(cfg, checkpoint)
+        if isinstance(self.model, PreparedDetector):
+            self.model.prepare_for_inference(cfg.device, amp)
 
     def detect(self, save_dir: Path | None = None, score_thr: float = 0.3) -> int:
         """Hands the detections in every image to the evaluator; how many images there are.
