@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import profiles
 import sides
 import torch
 from cases import make_gts
@@ -48,7 +49,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each side (default 7)")
     parser.add_argument("--threads", type=int, default=2, help="threads that each side may use (default 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
-    parser.add_argument("--profile", action="store_true", help="also list the operators that a step spends its time in")
+    parser.add_argument("--profile", action="store_true", help="also the time and the memory of operators")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the steps as stacked bars (needs matplotlib)")
     options = parser.parse_args(argv)
     for name in ("batch", "rounds", "threads"):
@@ -243,17 +244,6 @@ def bench(
     return result
 
 
-def profile(side: Training, rows: int = 8) -> dict[str, Any]:
-    """The operators that one step of a side spends most time in: milliseconds and calls of each, and of all."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        side.step()
-    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    return {
-        "operators": {event.key: [event.self_cpu_time_total / 1e3, event.count] for event in events[:rows]},
-        "all": [sum(event.self_cpu_time_total for event in events) / 1e3, sum(event.count for event in events)],
-    }
-
-
 def profile_table(name: str, found: dict[str, Any]) -> str:
     lines = [f"\n{name:44} {'ms':>9} {'calls':>7}"]
     for operator, (ms, calls) in [*found["operators"].items(), ("all", found["all"])]:
@@ -306,7 +296,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if result["sides"]:
             print(table(result), flush=True)
             if options.profile:
-                result["profile"] = {side.name: profile(side) for side in compared if side.name != STOCK_BFLOAT16}
+                result["profile"] = {side.name: profiles.of(side.step) for side in [*compared, *libre]}
+                print(profiles.table(result["profile"]))
                 print(*itertools.starmap(profile_table, result["profile"].items()), sep="\n", flush=True)
     problems = sum(len(result["problems"]) for result in results)
     if options.config == host.STANDARD:

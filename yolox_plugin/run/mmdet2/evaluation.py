@@ -48,6 +48,8 @@ class Evaluation:
         amp: the precision of the plugin's detector; others have MMDetection's.
     """
 
+    shows_progress = True
+
     def __init__(self, cfg: Config, checkpoint: Path, batch_size: int | None = None, amp: str = "float32") -> None:
         setup_multi_processes(cfg)
         self.cfg = cfg
@@ -78,7 +80,7 @@ class Evaluation:
         )
         network = build_dp(self.model.eval(), self.cfg.device, device_ids=[int(os.environ.get("LOCAL_RANK", "0"))])
         mine: list[Any] = []
-        progress = mmcv.ProgressBar(total) if rank == 0 else None
+        progress = mmcv.ProgressBar(total) if rank == 0 and self.shows_progress else None
         for data in loader:
             for result in network(return_loss=False, rescale=True, **data):
                 index = rank + len(mine) * world_size

@@ -53,6 +53,8 @@ class Evaluation:
         amp: the precision of the plugin's detector; others have MMDetection's.
     """
 
+    shows_progress = True
+
     def __init__(self, cfg: Config, checkpoint: Path, batch_size: int | None = None, amp: str = "float32") -> None:
         self.cfg = cfg
         options = copy.deepcopy(cfg.test_dataloader)
@@ -90,7 +92,7 @@ class Evaluation:
             device = f"{device}:{os.environ.get('LOCAL_RANK', '0')}"
         model = self.model.to(device).eval()
         seen = rank
-        progress = ProgressBar(total) if rank == 0 else None
+        progress = ProgressBar(total) if rank == 0 and self.shows_progress else None
         for data in self.loader:
             samples = model.test_step(data)
             self.evaluator.process(data_samples=samples, data_batch=data)
