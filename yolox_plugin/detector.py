@@ -36,7 +36,7 @@ class PreparedDetector:
                 None is float32.
 
         Raises:
-            ValueError: for a precision that there is not, or not on this device.
+            ValueError: for a precision that there is not, or not on this device or for this network.
         """
         precision = Precision(autocast)
         precision.prepare_for_inference(self, device)  # type: ignore[arg-type]

@@ -50,8 +50,17 @@ def _is_foldable(block: ConvModule) -> bool:
 def lower(network: nn.Module, dtype: torch.dtype) -> None:
     """Lets the blocks of a network that are folded compute in `dtype`, and everything else that has weights in float32:
     boxes and scores, too, for which bfloat16 has too few digits.
+
+    Raises:
+        ValueError: none is folded, so that everything would be float32.
     """
     folded = [block.conv for block in network.modules() if type(block) is FoldedConvModule]
+    if not folded:
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{name} is for blocks whose norms can be folded, of which this network has none: use float32"
+            " (YOLOX_PLUGIN_NETWORK=off leaves all blocks as they are)"
+        )
     for conv in folded:
         conv.to(dtype)
     for module in network.modules():

@@ -48,7 +48,7 @@ class Precision:
         """Like `prepare`, for a network that has its weights and will not be trained.
 
         Raises:
-            ValueError: see `check`.
+            ValueError: see `check` and `lower`.
         """
         self.check(device)
         network.eval()

@@ -122,6 +122,11 @@ def test_in_low_precision_the_blocks_of_a_backbone_are_within_its_digits():
         assert (out - wanted).norm() / wanted.norm() < 0.03
 
 
+def test_low_precision_for_a_network_without_a_block_for_it():
+    with pytest.raises(ValueError, match="is for blocks whose norms can be folded, of which this network has none"):
+        Precision("bfloat16").prepare_for_inference(block(act_cfg={"type": "ReLU"}), "cpu")
+
+
 def test_a_precision_that_the_device_lacks_changes_nothing():
     stock = backbone()
     names = list(stock.state_dict())

@@ -290,6 +290,19 @@ def test_a_precision_that_cannot_be_tested_with(data, config, tmp_path, capfd):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_precision_that_no_block_takes(data, config, tmp_path, monkeypatch, capfd):
+    common = [f"--data-path={data}", f"--config={config}", "--device=cpu", f"--work-dir={tmp_path / 'run'}"]
+    path = tmp_path / "untrained.pth"
+    args = testing.parser().parse_args([*common, f"--pth-path={path}"])
+    model = testing.host.parts.check_model(testing.host.load_config(args))
+    torch.save({"state_dict": model.state_dict()}, path)
+    monkeypatch.setenv("YOLOX_PLUGIN_NETWORK", "off")
+    status = testing.main([*common, f"--pth-path={path}", "--amp=bfloat16"])
+    words = "--amp=bfloat16: bfloat16 is for blocks whose norms can be folded, of which this network has none"
+    assert words in sentence(status, capfd.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "options",
     [

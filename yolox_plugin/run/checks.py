@@ -47,6 +47,15 @@ def check_precision(device: str, precision: str | None, option: bool, detector: 
         raise InputError(f"{named}: this {device} device has no bfloat16, use --amp=float16")
 
 
+def check_lowered(model: Any, device: str, precision: str) -> None:
+    """Raises InputError for a detector, which nobody needs any more, that cannot detect in the precision of --amp."""
+    if precision != "float32":
+        try:
+            model.prepare_for_inference(device, precision)
+        except ValueError as error:
+            raise InputError(f"--amp={precision}: {error}") from error
+
+
 def check_checkpoint(model: Any, option: str, path: Path) -> dict[str, Any]:
     """What is in a checkpoint file that has every tensor of `model`, in its shape.
 

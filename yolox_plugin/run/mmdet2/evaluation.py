@@ -33,7 +33,9 @@ def check(args: argparse.Namespace, cfg: Config) -> list[Source]:
     parts.check_test_precision(cfg, args.amp)
     found = sources(cfg, ["test"])
     labels = annotations.check_data(found, args.data_path.absolute(), heads_of(cfg))
-    content = checks.check_checkpoint(parts.check_model(cfg), "--pth-path", args.pth_path)
+    model = parts.check_model(cfg)
+    content = checks.check_checkpoint(model, "--pth-path", args.pth_path)
+    checks.check_lowered(model, cfg.device, args.amp)
     meta = content.get("meta") or {}
     checks.check_trained_classes(meta.get("CLASSES"), found[0].classes)
     checks.check_labels_of(meta, "--pth-path", args.pth_path, labels)

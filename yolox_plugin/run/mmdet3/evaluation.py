@@ -37,7 +37,9 @@ def check(args: argparse.Namespace, cfg: Config) -> list[Source]:
             raise InputError(f"the config has no {key}")
     found = sources(cfg, ["test"])
     labels = annotations.check_data(found, args.data_path.absolute(), heads_of(cfg))
-    content = checks.check_checkpoint(parts.check_model(cfg), "--pth-path", args.pth_path)
+    model = parts.check_model(cfg)
+    content = checks.check_checkpoint(model, "--pth-path", args.pth_path)
+    checks.check_lowered(model, cfg.device, args.amp)
     meta = content.get("meta") or {}
     trained = (meta.get("dataset_meta") or {}).get("classes", meta.get("CLASSES"))  # the latter in MMDetection 2.28's
     checks.check_trained_classes(trained, found[0].classes)
