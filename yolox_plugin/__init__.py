@@ -19,6 +19,7 @@ except ImportError as error:
     raise ImportError(error.msg, name=__name__) from error
 
 import importlib
+from typing import Any
 
 from .hosts import find_host
 from .mmcv_ext import supply_missing_operators
@@ -31,3 +32,12 @@ from . import parts
 _host = importlib.import_module(f".{_name}", __name__)
 parts.apply(_host.PARTS)
 parts.prepare_npu()
+
+
+def __getattr__(name: str) -> Any:
+    """`Detector`, which most who import the plugin do not want, and which needs it imported."""
+    if name == "Detector":
+        from .run.predictor import Detector
+
+        return Detector
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

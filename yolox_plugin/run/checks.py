@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint
+from ..detector import PreparedDetector
 from ..precision import has_bfloat16
 from .annotations import in_words
 from .messages import InputError, warn
@@ -47,13 +48,19 @@ def check_precision(device: str, precision: str | None, option: bool, detector: 
         raise InputError(f"{named}: this {device} device has no bfloat16, use --amp=float16")
 
 
-def check_lowered(model: Any, device: str, precision: str) -> None:
-    """Raises InputError for a detector, which nobody needs any more, that cannot detect in the precision of --amp."""
-    if precision != "float32":
+def prepare_for_inference(model: Any, device: str, precision: str) -> None:
+    """Lets a detector that has its weights detect as fast as it can.
+
+    Raises:
+        InputError: it cannot in the precision of --amp.
+    """
+    if isinstance(model, PreparedDetector):
         try:
             model.prepare_for_inference(device, precision)
         except ValueError as error:
             raise InputError(f"--amp={precision}: {error}") from error
+    elif precision != "float32":
+        raise InputError(f"--amp={precision} is for the plugin's YOLOX: the detector is {type(model).__name__}")
 
 
 def check_checkpoint(model: Any, option: str, path: Path) -> dict[str, Any]:

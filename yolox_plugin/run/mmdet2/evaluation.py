@@ -15,7 +15,6 @@ from mmdet.models import build_detector
 from mmdet.utils import setup_multi_processes
 
 from ...core.checkpoint import read_checkpoint
-from ...detector import PreparedDetector
 from ...mmdet2.ddp import build_dp, gather_results
 from .. import annotations, checks, report
 from ..annotations import Source
@@ -35,7 +34,7 @@ def check(args: argparse.Namespace, cfg: Config) -> list[Source]:
     labels = annotations.check_data(found, args.data_path.absolute(), heads_of(cfg))
     model = parts.check_model(cfg)
     content = checks.check_checkpoint(model, "--pth-path", args.pth_path)
-    checks.check_lowered(model, cfg.device, args.amp)
+    checks.prepare_for_inference(model, cfg.device, args.amp)  # to see whether it can
     meta = content.get("meta") or {}
     checks.check_trained_classes(meta.get("CLASSES"), found[0].classes)
     checks.check_labels_of(meta, "--pth-path", args.pth_path, labels)
@@ -61,8 +60,7 @@ class Evaluation:
         self.dataset = build_dataset(cfg.data.test, {"test_mode": True})
         self.classes = self.dataset.CLASSES
         self.model = load_model(cfg, checkpoint)
-        if isinstance(self.model, PreparedDetector):
-            self.model.prepare_for_inference(cfg.device, amp)
+        checks.prepare_for_inference(self.model, cfg.device, amp)
 
     @torch.no_grad()
     def detect(self, save_dir: Path | None = None, score_thr: float = 0.3) -> list[Any]:

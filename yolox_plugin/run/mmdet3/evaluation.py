@@ -16,7 +16,6 @@ from mmengine.runner import Runner
 from mmengine.utils import ProgressBar
 
 from ...core.checkpoint import read_checkpoint
-from ...detector import PreparedDetector
 from .. import annotations, checks, launch, report
 from ..annotations import Source
 from ..configs import heads_of
@@ -39,7 +38,7 @@ def check(args: argparse.Namespace, cfg: Config) -> list[Source]:
     labels = annotations.check_data(found, args.data_path.absolute(), heads_of(cfg))
     model = parts.check_model(cfg)
     content = checks.check_checkpoint(model, "--pth-path", args.pth_path)
-    checks.check_lowered(model, cfg.device, args.amp)
+    checks.prepare_for_inference(model, cfg.device, args.amp)  # to see whether it can
     meta = content.get("meta") or {}
     trained = (meta.get("dataset_meta") or {}).get("classes", meta.get("CLASSES"))  # the latter in MMDetection 2.28's
     checks.check_trained_classes(trained, found[0].classes)
@@ -68,8 +67,7 @@ class Evaluation:
         self.evaluator = Evaluator(copy.deepcopy(cfg.test_evaluator))
         self.evaluator.dataset_meta = self.dataset.metainfo
         self.model = load_model(cfg, checkpoint)
-        if isinstance(self.model, PreparedDetector):
-            self.model.prepare_for_inference(cfg.device, amp)
+        checks.prepare_for_inference(self.model, cfg.device, amp)
 
     def detect(self, save_dir: Path | None = None, score_thr: float = 0.3) -> int:
         """Hands the detections in every image to the evaluator; how many images there are.

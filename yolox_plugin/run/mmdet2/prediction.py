@@ -1,0 +1,68 @@
+"""Detection in images with MMDetection 2.28's own test pipeline."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import mmdet
+import numpy as np
+import torch
+from mmcv import Config
+from mmcv.parallel import collate
+from mmcv.utils import import_modules_from_strings
+from mmdet.datasets import replace_ImageToTensor
+from mmdet.datasets.pipelines import Compose
+from mmdet.utils import get_device, replace_cfg_vals
+
+from ...mmdet2.ddp import build_dp
+from .. import checks
+from ..configs import config_file, with_plugin
+from ..messages import InputError, described
+from .config import CONFIG_DIRS
+from .evaluation import load_model
+
+HOST = f"MMDetection {mmdet.__version__}"
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """The entries of a config file, or of a config that has this name."""
+    file = config_file(name, CONFIG_DIRS)
+    entries: dict[str, Any] = described(f"file {file}", lambda: replace_cfg_vals(Config.fromfile(str(file)))).to_dict()
+    return entries
+
+
+def classes_of(meta: dict[str, Any]) -> Any:
+    """What a checkpoint says of the classes of its model."""
+    return meta.get("CLASSES") or (meta.get("dataset_meta") or {}).get("classes")
+
+
+class Network:
+    """A detector with the weights of a checkpoint."""
+
+    def __init__(self, entries: dict[str, Any], checkpoint: Path, device: str | None, amp: str) -> None:
+        """Raises InputError for a config that is of another MMDetection."""
+        test = entries.get("data", {}).get("test")
+        if not isinstance(test, dict) or not isinstance(test.get("pipeline"), list):
+            raise InputError(f"the config has no data.test.pipeline, which {HOST} detects with: is it of another one?")
+        import_modules_from_strings(**with_plugin(entries.get("custom_imports")))
+        cfg = Config(copy.deepcopy(entries))
+        self.device = device or get_device()
+        # Images come decoded, as to MMDetection's own inference_detector.
+        steps = replace_ImageToTensor([{"type": "LoadImageFromWebcam"}, *cfg.data.test.pipeline[1:]])
+        self._pipeline = described("data.test.pipeline", lambda: Compose(steps))
+        model = described("model", lambda: load_model(cfg, checkpoint))
+        checks.prepare_for_inference(model, self.device, amp)
+        self._network = build_dp(model.eval(), self.device, device_ids=[0])
+
+    def sample(self, image: Any) -> Any:
+        """What the model gets of an image, (h, w, 3) uint8 BGR."""
+        return self._pipeline({"img": image})
+
+    @torch.no_grad()
+    def detect(self, samples: list[Any]) -> list[tuple[Any, Any]]:
+        """For each sample boxes (x1, y1, x2, y2, score), an (n, 5) array, and labels, (n,)."""
+        batch = collate(samples, samples_per_gpu=len(samples))
+        return [
+            (np.concatenate(by_class), np.repeat(np.arange(len(by_class)), [len(boxes) for boxes in by_class]))
+            for by_class in self._network(return_loss=False, rescale=True, **batch)
+        ]

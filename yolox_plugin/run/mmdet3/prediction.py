@@ -1,0 +1,67 @@
+"""Detection in images with MMDetection 3's own test pipeline."""
+
+from pathlib import Path
+from typing import Any
+
+import mmdet
+import mmengine.device
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
+
+from .. import checks
+from ..configs import config_file, with_plugin
+from ..messages import InputError, described
+from .config import CONFIG_DIRS
+from .evaluation import load_model
+
+HOST = f"MMDetection {mmdet.__version__}"
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """The entries of a config file, or of a config that has this name."""
+    file = config_file(name, CONFIG_DIRS)
+    entries: dict[str, Any] = described(f"file {file}", lambda: Config.fromfile(str(file))).to_dict()
+    return entries
+
+
+def classes_of(meta: dict[str, Any]) -> Any:
+    """What a checkpoint says of the classes of its model."""
+    return (meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES")
+
+
+class Network:
+    """A detector with the weights of a checkpoint."""
+
+    def __init__(self, entries: dict[str, Any], checkpoint: Path, device: str | None, amp: str) -> None:
+        """Raises InputError for a config that is of another MMDetection."""
+        dataset = (entries.get("test_dataloader") or {}).get("dataset") or {}
+        if not isinstance(dataset.get("pipeline"), (list, tuple)):
+            raise InputError(
+                f"the config has no test_dataloader.dataset.pipeline, which {HOST} detects with: is it of another one?"
+            )
+        import_modules_from_strings(**with_plugin(entries.get("custom_imports")))
+        init_default_scope(entries.get("default_scope") or "mmdet")
+        cfg = Config(entries)
+        self.device = device or mmengine.device.get_device()
+        # Images come decoded, as to MMDetection's own inference_detector.
+        steps = [{"type": "mmdet.LoadImageFromNDArray"}, *cfg.test_dataloader.dataset.pipeline[1:]]
+        self._pipeline = described("test_dataloader.dataset.pipeline", lambda: Compose(steps))
+        model = described("model", lambda: load_model(cfg, checkpoint))
+        checks.prepare_for_inference(model, self.device, amp)
+        self._model = model.to(self.device).eval()
+
+    def sample(self, image: Any) -> Any:
+        """What the model gets of an image, (h, w, 3) uint8 BGR."""
+        return self._pipeline({"img": image, "img_id": 0})
+
+    @torch.no_grad()
+    def detect(self, samples: list[Any]) -> list[tuple[Any, Any]]:
+        """For each sample boxes (x1, y1, x2, y2, score), an (n, 5) array, and labels, (n,)."""
+        found = [sample.pred_instances for sample in self._model.test_step(pseudo_collate(samples))]
+        return [
+            (torch.cat([some.bboxes, some.scores[:, None]], 1).float().cpu().numpy(), some.labels.cpu().numpy())
+            for some in found
+        ]

@@ -1,0 +1,53 @@
+"""The config that a checkpoint was trained with, read as values: nothing in it is executed."""
+
+import ast
+from typing import Any
+
+from .messages import InputError
+
+
+def config_in(meta: dict[str, Any], path: object) -> dict[str, Any]:
+    """The entries of the config that a training by MMDetection 2 or 3, or by this plugin, has put into its checkpoints.
+
+    Args:
+        meta: the checkpoint's.
+        path: what to call it in errors.
+
+    Raises:
+        InputError: there is none, or it is more than values.
+    """
+    text = meta.get("config") or meta.get("cfg")
+    if not isinstance(text, str):
+        raise InputError(f"--pth-path {path} has no config in it: name the one it was trained with by --config")
+    try:
+        return values_in(text)
+    except (SyntaxError, ValueError) as error:
+        raise InputError(
+            f"--pth-path {path} has a config that is more than values ({error}): name it by --config"
+        ) from error
+
+
+def values_in(text: str) -> dict[str, Any]:
+    """What the assignments of a Python text say, of literals and of dict(...) with names.
+
+    Raises:
+        SyntaxError, ValueError: for anything else.
+    """
+    found = {}
+    for line in ast.parse(text).body:
+        if not (isinstance(line, ast.Assign) and len(line.targets) == 1 and isinstance(line.targets[0], ast.Name)):
+            raise ValueError(f"line {line.lineno} is no assignment to a name")
+        found[line.targets[0].id] = ast.literal_eval(_DictCalls().visit(line.value))
+    return found
+
+
+class _DictCalls(ast.NodeTransformer):
+    """dict(a=1) becomes {"a": 1}, as mmcv and mmengine write the former."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        node = self.generic_visit(node)  # type: ignore[assignment]
+        names = [keyword.arg for keyword in node.keywords]
+        if not (isinstance(node.func, ast.Name) and node.func.id == "dict") or node.args or None in names:
+            raise ValueError(f"line {node.lineno} calls something")
+        keys: list[ast.expr | None] = [ast.Constant(name) for name in names]
+        return ast.copy_location(ast.Dict(keys, [keyword.value for keyword in node.keywords]), node)
