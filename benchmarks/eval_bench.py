@@ -44,8 +44,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=positive, default=2, metavar="N", help="of each side (default 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     options = parser.parse_args(None if argv is None else options_of(argv))
-    if options.json and not options.json.resolve().parent.is_dir():
-        parser.error(f"the folder of {options.json} does not exist")
+    if options.json and (options.json.is_dir() or not options.json.resolve().parent.is_dir()):
+        parser.error(f"--json {options.json} is a folder, or its folder does not exist")
+    if options.device not in (None, "cpu") or options.devices != 1 or options.amp != "float32":
+        parser.error("all sides have one CPU, and each its own precision: leave out --device, --devices and --amp")
     return options
 
 
@@ -98,10 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         cfg = testing.host.load_config(options)
         testing.host.check(options, cfg)
-    except InputError as error:
+        compared = build_sides(options)
+    except (InputError, sides.WrongSide) as error:
         print(f"error: {error}")
         return 2
-    compared = build_sides(options)
     images, batch = len(compared[0].evaluation.dataset), compared[0].evaluation.batch_size
     machine = facts() | {"config": options.config, "images": images, "batch": batch, "threads": options.threads}
     print(f"mmdet {host.VERSIONS['mmdet']}, {caption(machine)}")

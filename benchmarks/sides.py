@@ -39,15 +39,19 @@ def replace_classes() -> None:
         parts.apply(importlib.import_module(f"yolox_plugin.{find_host()}").PARTS)
 
 
+class WrongSide(RuntimeError):
+    """A side has something of another one: a switch YOLOX_PLUGIN_* is off, or a config has classes of its own."""
+
+
 def check_origin(side: str, things: Iterable[Any]) -> None:
     """Makes sure that a side has what it is named for.
 
     Raises:
-        RuntimeError: MMDetection's side has something of the plugin's, or the plugin's something of MMDetection's.
+        WrongSide: MMDetection's side has something of the plugin's, or the plugin's something of MMDetection's.
     """
     for thing in things:
         if (type(thing).__module__.partition(".")[0] == "yolox_plugin") != (side in OURS):
-            raise RuntimeError(f"the side {side} has {type(thing).__module__}.{type(thing).__qualname__}")
+            raise WrongSide(f"the side {side} has {type(thing).__module__}.{type(thing).__qualname__}")
 
 
 class Stopwatch:

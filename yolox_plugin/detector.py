@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from torch import Tensor
-
 from .network import quicken
 from .precision import Precision
 
@@ -37,7 +35,13 @@ class PreparedDetector:
 
         Raises:
             ValueError: for a precision that there is not, or not on this device or for this network.
+            RuntimeError: the second time.
         """
+        if self._is_for_inference:
+            raise RuntimeError(
+                "this detector was prepared for inference already: build it again to prepare it otherwise"
+            )
+        device = str(device).partition(":")[0]
         precision = Precision(autocast)
         precision.prepare_for_inference(self, device)  # type: ignore[arg-type]
         self._precision, self._is_for_inference = precision, True
@@ -56,7 +60,3 @@ class PreparedDetector:
         """See the stock class: the same weights from the same seed."""
         with self._precision.in_stock_layout(self):  # type: ignore[arg-type]
             super().init_weights()  # type: ignore[misc]
-
-    def extract_feat(self, img: Tensor) -> Any:
-        """See the stock class; in the layout that is fastest."""
-        return super().extract_feat(self._precision.laid_out(img))  # type: ignore[misc]

@@ -15,7 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from yolox_ops import batch_norm_silu, cpu_capability
 
 from .parts import is_on
-from .patches import has_own
+from .patches import has_own, has_own_forward
 
 
 class FusedSwish(Swish):
@@ -99,7 +99,7 @@ def _are_all_heard() -> bool:
 def is_own(module: nn.Module) -> bool:
     """Whether somebody listens to a module, or has given it a forward of their own."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or has_own(module, ["forward"])
+    return any(hooks) or has_own_forward(module)
 
 
 def _chainable(pool: nn.Module) -> int:
@@ -126,19 +126,32 @@ def quicken(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) is Swish:
             module.__class__ = FusedSwish
-        elif type(module) is ConvModule and not has_own(module, ["forward"]):
+        elif type(module) is ConvModule and not has_own_forward(module):
             module.__class__ = FusedConvModule
-        elif type(module) is SPPBottleneck and not has_own(module, ["forward"]):
+        elif type(module) is SPPBottleneck and not has_own_forward(module):
             module.__class__ = ChainedSPP
 
 
-# Of MMDetection's, mmcv's and the plugin's modules those that take tensors of any strides, as all of torch's do. Others
-# may ask for a view of what they get.
-_OF_ANY_LAYOUT = {
+# The modules that YOLOX is made of, of MMDetection's, mmcv's and the plugin's: they take tensors of any strides, as all
+# of torch's do, and call their blocks as a whole. Others may ask for a view of what they get.
+_KNOWN = {
     "BatchSyncRandomResize", "ChainedSPP", "ConvModule", "CSPDarknet", "CSPLayer", "DarknetBottleneck",
-    "DepthwiseSeparableConvModule", "DetDataPreprocessor", "Focus", "FoldedConvModule",
-    "FusedConvModule", "FusedSwish", "SPPBottleneck", "Swish", "YOLOX", "YOLOXHead", "YOLOXPAFPN",
+    "DepthwiseSeparableConvModule", "DetDataPreprocessor", "Focus", "FoldedConvModule", "FusedConvModule", "FusedSwish",
+    "SPPBottleneck", "Swish", "YOLOX", "YOLOXHead", "YOLOXPAFPN",
 }  # fmt: skip
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether a module is torch's, or one that YOLOX is made of."""
+    kind = type(module)
+    root = kind.__module__.partition(".")[0]
+    known = root in ("mmcv", "mmengine", "mmdet", "yolox_plugin") and kind.__name__ in _KNOWN
+    return root == "torch" or known or kind.__module__.startswith("mmdet.models.losses")
+
+
+def takes_any_layout(network: nn.Module) -> bool:
+    """Whether all of a network takes tensors of any strides."""
+    return all(map(is_known, network.modules()))
 
 
 def is_best_in_channels_last(network: nn.Module) -> bool:
@@ -148,13 +161,6 @@ def is_best_in_channels_last(network: nn.Module) -> bool:
     Convolutions are faster in it (not measured on aarch64). torch's own batch norm sums less exactly in it, so that
     every norm that is left has to be in a block that is one operator.
     """
-    fused, norms = 0, 0
-    for module in network.modules():
-        kind = type(module)
-        root = kind.__module__.partition(".")[0]
-        known = root in ("mmcv", "mmengine", "mmdet", "yolox_plugin") and kind.__name__ in _OF_ANY_LAYOUT
-        if not (root == "torch" or known or kind.__module__.startswith("mmdet.models.losses")):
-            return False
-        fused += kind is FusedConvModule and _is_one_operator(module)
-        norms += isinstance(module, nn.modules.batchnorm._NormBase)
-    return fused == norms and not _IS_AARCH64
+    fused = sum(type(module) is FusedConvModule and _is_one_operator(module) for module in network.modules())
+    norms = sum(isinstance(module, nn.modules.batchnorm._NormBase) for module in network.modules())
+    return fused == norms and takes_any_layout(network) and not _IS_AARCH64

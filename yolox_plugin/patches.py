@@ -9,8 +9,19 @@ KNOWN = ("mmcv", "mmdet", "mmengine", "torch", "yolox_plugin")
 def has_own(thing: Any, names: Iterable[str]) -> bool:
     """Whether any of these methods of an object or a class comes from somebody else: a subclass, or a patch made at any
     time. What comes from somebody else is to be called, as the stock class would."""
-    modules = (getattr(getattr(thing, name), "__module__", None) or "" for name in names)
-    return any(module.partition(".")[0] not in KNOWN for module in modules)
+    return any(_origin(getattr(thing, name)).partition(".")[0] not in KNOWN for name in names)
+
+
+def _origin(method: Any) -> str:
+    """The module that a function was written in. One that wraps another, by functools.wraps, bears the other's name."""
+    function = getattr(method, "__func__", method)
+    written_in = getattr(function, "__globals__", {}).get("__name__")
+    return written_in or getattr(function, "__module__", None) or ""
+
+
+def has_own_forward(module: Any) -> bool:
+    """Whether a module computes something else than its class is known for. torch's own wrappers count as well."""
+    return "forward" in vars(module) or has_own(module, ["forward"])
 
 
 def is_patched(stock: type, replacement: type) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .inference import fold, lower
-from .network import FusedSwish, is_best_in_channels_last  # noqa: F401  models saved whole look for the former here
+from .network import FusedSwish, is_best_in_channels_last, takes_any_layout  # noqa: F401  models saved whole look for the former here
 
 LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,7 +40,7 @@ class Precision:
         Lays its weights out in the order in which CPUs and GPUs have their fastest convolutions: in low precision, and
         in float32 on CPUs where that is as exact. An NPU has an order of its own.
         """
-        low = self._lower is not None and device != "npu"
+        low = self._lower is not None and device != "npu" and takes_any_layout(network)
         self._is_last = low or (device == "cpu" and is_best_in_channels_last(network))
         self._lay_out(network, torch.channels_last)
 

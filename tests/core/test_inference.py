@@ -1,6 +1,7 @@
 """Networks for inference compute what they computed before."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -109,6 +110,102 @@ def changed(change):
     made = block()
     change(made)
     return made
+
+
+def wrapped(module):
+    """As by whoever measures calls: functools.wraps lets it bear the name of torch's own."""
+    forward = module.forward
+    module.forward = functools.wraps(forward)(lambda *args, **kwargs: forward(*args, **kwargs) * 1.5)
+
+
+@pytest.mark.parametrize("part", ["conv", "bn", "activate"])
+def test_a_wrapped_part_is_called_before_and_after(part):
+    made = changed(lambda made: wrapped(getattr(made, part)))
+    stock = copy.deepcopy(made)
+    stock.__class__ = ConvModule
+    x = torch.randn(2, 8, 9, 11)
+    for training in (True, False):
+        made.train(training), stock.train(training)
+        torch.testing.assert_close(outputs(made, x), outputs(stock, x), rtol=1e-4, atol=1e-5)
+    fold(made)
+    assert type(made) is not FoldedConvModule
+    torch.testing.assert_close(outputs(made, x), outputs(stock, x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_with_a_forward_of_its_own_stays():
+    made = block()
+    forward = made.forward
+    made.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    fold(made)
+    assert type(made) is not FoldedConvModule
+    made(torch.randn(2, 8, 9, 11))
+
+
+def test_a_norm_that_still_trains_stays():
+    made = block()
+    made.bn.train()
+    fold(made)
+    assert type(made) is not FoldedConvModule
+
+
+class UsesPart(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = block()
+        self.inner = torch.nn.Sequential(block())
+
+    def forward(self, x):
+        return self.block(x) + self.block.conv(x) + self.inner[0].conv(x)
+
+
+def test_the_blocks_of_a_module_that_nobody_knows_stay():
+    network = torch.nn.Sequential(UsesPart()).eval()
+    x = torch.randn(2, 8, 9, 11)
+    expected = outputs(network, x)
+    fold(network)
+    assert torch.equal(outputs(network, x)[0], expected[0])
+
+
+def test_an_activation_that_is_heard_or_changed_later_is_asked():
+    made = block()
+    fold(made)
+    seen = []
+    made.activate.register_forward_hook(lambda *args: seen.append(args))
+    x = torch.randn(2, 8, 9, 11)
+    made(x)
+    assert len(seen) == 1
+    made.activate = torch.nn.ReLU()
+    assert made(x).min() == 0
+
+
+class Attention(torch.nn.Module):
+    """Takes keywords, and a weight that is a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
+        self.register_buffer("kernel", torch.ones(16, 16, 1, 1))
+
+    def forward(self, x):
+        tokens = torch.nn.functional.conv2d(x, self.kernel).flatten(2).transpose(1, 2)
+        return self.attention(query=tokens, key=tokens, value=tokens)[0]
+
+
+def test_whatever_has_weights_gets_float32_beside_low_precision():
+    network = torch.nn.Sequential(block(), Attention(), torch.nn.BatchNorm1d(99, affine=False)).eval()
+    expected = outputs(network, x := torch.randn(2, 8, 9, 11))
+    fold(network)
+    lower(network, torch.bfloat16)
+    [out] = outputs(network, x)
+    assert out.dtype == torch.float32
+    assert 0 < (out - expected[0]).norm() / expected[0].norm() < 0.02
+
+
+def test_low_precision_of_another_type_than_float32():
+    network = block().double()
+    fold(network)
+    with pytest.raises(ValueError, match=r"bfloat16 is for a network with weights in float32, got torch\.float64"):
+        lower(network, torch.bfloat16)
 
 
 def test_in_low_precision_the_blocks_of_a_backbone_are_within_its_digits():

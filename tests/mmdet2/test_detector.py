@@ -328,6 +328,8 @@ def test_a_detector_for_inference_detects_what_stock_detects():
     with pytest.raises(RuntimeError, match="was prepared for inference: build it again to train it"):
         ours.train()
     ours.eval()
+    with pytest.raises(RuntimeError, match="was prepared for inference already: build it again"):
+        low.prepare_for_inference("cpu")
 
 
 def test_inference_in_a_precision_that_cannot_be():

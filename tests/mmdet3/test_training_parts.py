@@ -934,6 +934,7 @@ def test_a_detector_for_inference_predicts_what_it_predicted():
         assert len(lows) == pytest.approx(len(theirs), rel=0.1)
     with pytest.raises(RuntimeError, match="was prepared for inference: build it again to train it"):
         ours.train()
+    assert len(exact.extract_feat(batch_inputs=img)) == 3  # by stock's name
 
 
 @pytest.mark.parametrize("in_epoch", [False, True])

@@ -287,6 +287,8 @@ def test_a_precision_that_cannot_be_tested_with(data, config, tmp_path, capfd):
     assert "--amp=bfloat16 is for the plugin's YOLOX: the config's detector is MMDetection's FCOS" in sentence(
         status, capfd.readouterr().err
     )
+    status = testing.main([*common, "--amp=bfloat16", "--cfg-options", "model.type=YOLOZ"])
+    assert "YOLOZ" in sentence(status, capfd.readouterr().err)
     assert not (tmp_path / "run").exists()
 
 

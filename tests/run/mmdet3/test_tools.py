@@ -74,3 +74,5 @@ def test_the_benchmark_of_evaluation_compares_what_it_times(learned, tmp_path):
     result = bench("eval_bench", *options, preparation=wrong)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "MISMATCH: plugin: mAP is" in result.stdout and "DIFFER" in result.stdout
+    for more in ("--amp=bfloat16", "--devices=2", f"--json={tmp_path}"):
+        assert bench("eval_bench", *options, more).returncode == 2

@@ -43,8 +43,9 @@ def check_test_precision(cfg: Config, amp: str) -> None:
 
 
 def other_detector(cfg: Config) -> str | None:
-    """The config's detector, if it is another than the plugin's."""
-    return None if issubclass(MODELS.get(cfg.model.type) or object, YOLOX) else cfg.model.type
+    """The config's detector, if it is another than the plugin's; one that there is not is for building it to find."""
+    kind = MODELS.get(cfg.model.type)
+    return cfg.model.type if kind is not None and not issubclass(kind, YOLOX) else None
 
 
 def check_model(cfg: Config) -> Any:
