@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from device import SOC, recorded
+from mmcv import Config
 from mmcv.runner import HOOKS, Hook
+from mmdet.models import build_detector
 from same import same
-from steps import train
+from steps import CONFIGS, train
 from torch import nn
 
 from yolox_plugin.core.batch import send
@@ -57,6 +59,34 @@ def test_the_image_size_changes_without_a_wait(tmp_path):
         # Constants of a size travel once.
         assert not record.waits(), "\n".join(map(str, record.waits()))
         assert not record.aicpu(), "\n".join(map(str, record.aicpu()))
+
+
+@torch.no_grad()
+def test_a_network_for_inference_launches_less(record_property):
+    """The norms are in the convolutions, on the device as well; the layout stays the device's own."""
+    cfg = Config.fromfile(str(CONFIGS / "yolox_nano_8x8_300e_coco.py"))
+    torch.manual_seed(0)
+    before = build_detector(cfg.model).eval()
+    g = torch.Generator().manual_seed(0)
+    for name, buffer in before.named_buffers():
+        if "running" in name:
+            buffer.copy_(torch.rand(buffer.shape, generator=g) + ("var" in name) * 0.5)
+    after = copy.deepcopy(before)
+    after.prepare_for_inference("npu")
+    img = torch.rand(2, 3, 96, 96, generator=g) * 255
+    launches, outputs = [], []
+    for model in (before, after):
+        model.to("npu")
+        with recorded() as record:
+            levels = model.bbox_head(model.extract_feat(img.to("npu")))
+        outputs.append([level.cpu() for part in levels for level in part])
+        launches.append(len(record.launches()))
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in before.modules())
+    record_property(f"a forward of YOLOX-nano on {SOC}", {"launches": launches[0], "folded": launches[1]})
+    assert launches[1] <= launches[0] - norms and norms > 100
+    for ours, theirs in zip(*outputs[::-1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert all(value.is_contiguous() for value in after.parameters())
 
 
 def one_rank(work_dir, amp, *options):
