@@ -63,19 +63,28 @@ def prepare_for_inference(model: Any, device: str, precision: str) -> None:
         raise InputError(f"--amp={precision} is for the plugin's YOLOX: the detector is {type(model).__name__}")
 
 
+def content_of(option: str, path: Path) -> dict[str, Any]:
+    """What is in a checkpoint file.
+
+    Raises:
+        InputError: it is not there, or `DamagedCheckpoint` or `UnsafeCheckpoint` from it.
+    """
+    if not path.is_file():
+        raise InputError(f"{option} {path} does not exist")
+    try:
+        return read_checkpoint(path)
+    except (DamagedCheckpoint, UnsafeCheckpoint) as error:
+        kind = "" if isinstance(error, UnsafeCheckpoint) else " is no checkpoint"
+        raise InputError(f"{option}{kind}: {error}") from error
+
+
 def check_checkpoint(model: Any, option: str, path: Path) -> dict[str, Any]:
     """What is in a checkpoint file that has every tensor of `model`, in its shape.
 
     Raises:
         InputError: the file is another one; `DamagedCheckpoint` from it if it is none at all.
     """
-    if not path.is_file():
-        raise InputError(f"{option} {path} does not exist")
-    try:
-        content = read_checkpoint(path)
-    except (DamagedCheckpoint, UnsafeCheckpoint) as error:
-        kind = "" if isinstance(error, UnsafeCheckpoint) else " is no checkpoint"
-        raise InputError(f"{option}{kind}: {error}") from error
+    content = content_of(option, path)
     found, wanted = content["state_dict"], model.state_dict()
     unfit = [name for name, value in wanted.items() if name not in found or found[name].shape != value.shape]
     if unfit:

@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint
 from ..hosts import find_host
 from . import checks
 from .messages import InputError
@@ -62,13 +61,7 @@ class Detector:
         path = Path(checkpoint).expanduser()
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
-        if not path.is_file():
-            raise InputError(f"--pth-path {path} does not exist")
-        try:
-            content = read_checkpoint(path)
-        except (DamagedCheckpoint, UnsafeCheckpoint) as error:
-            raise InputError(f"--pth-path: {error}") from error
-        meta = content.get("meta") or {}
+        meta = checks.content_of("--pth-path", path).get("meta") or {}
         entries = host.read_config(config) if config else config_in(meta, path)
         if device is not None:
             checks.check_devices(device, 1)

@@ -1,13 +1,11 @@
 """The commands on MMDetection 3 against its own tools."""
 
-import json
 import re
 
 import mmengine
 import numpy as np
 import pytest
 import torch
-from programs import run as bench
 from tiny import finished
 from tiny3 import run
 
@@ -54,25 +52,3 @@ def test_its_own_tools_take_the_config_of_a_run(script, tmp_path):
     assert torch.load(checkpoint)["meta"]["LABELS"] == ["disc", "square", "triangle", "star", "ring"]
     output = run("test", tmp_path / "run/config.py", checkpoint, "--work-dir", tmp_path / "test")
     assert re.search(r"coco/bbox_mAP: |testing results of the whole dataset is empty", output)
-
-
-@pytest.mark.slow
-def test_the_benchmark_of_evaluation_compares_what_it_times(learned, tmp_path):
-    data, config, checkpoint = learned
-    options = [f"--data-path={data}", f"--config={config}", f"--pth-path={checkpoint}", "--rounds=1", "--threads=1"]
-    result = bench("eval_bench", *options, f"--json={tmp_path / 'e.json'}")
-    assert result.returncode == 0, result.stdout + result.stderr
-    sides = json.loads((tmp_path / "e.json").read_text())["sides"]
-    assert list(sides) == ["mmdet", "plugin", "plugin bfloat16"]
-    for side in sides.values():
-        assert side["mAP"] > 0.1 and side["ms an image"] > side["network"] > 0 and side["peak MB"] > 0
-        assert side["kinds"]["convolution"] > 0
-    wrong = (
-        "from yolox_plugin import inference as i; import copy;"
-        " i.fuse_conv_bn_eval = lambda conv, norm: copy.deepcopy(conv)"
-    )
-    result = bench("eval_bench", *options, preparation=wrong)
-    assert result.returncode == 1, result.stdout + result.stderr
-    assert "MISMATCH: plugin: mAP is" in result.stdout and "DIFFER" in result.stdout
-    for more in ("--amp=bfloat16", "--devices=2", f"--json={tmp_path}"):
-        assert bench("eval_bench", *options, more).returncode == 2

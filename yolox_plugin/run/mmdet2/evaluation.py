@@ -29,7 +29,8 @@ __all__ = ["Evaluation", "check", "load_config"]
 def check(args: argparse.Namespace, cfg: Config) -> list[Source]:
     """What will be read. Raises InputError for whatever would fail later."""
     checks.check_devices(cfg.device, args.devices)
-    parts.check_test_precision(cfg, args.amp)
+    lowered = None if args.amp == "float32" else args.amp
+    checks.check_precision(cfg.device, lowered, option=True, detector=parts.other_detector(cfg), other=None)
     found = sources(cfg, ["test"])
     labels = annotations.check_data(found, args.data_path.absolute(), heads_of(cfg))
     model = parts.check_model(cfg)

@@ -36,12 +36,6 @@ def check_autocast(cfg: Config, option: str | None) -> None:
     check_precision(cfg.device, cfg.model.get("autocast"), option is not None, other_detector(cfg), other)
 
 
-def check_test_precision(cfg: Config, amp: str) -> None:
-    """Raises InputError for a precision of --amp that the device, or the detector, does not have."""
-    if amp != "float32":
-        check_precision(cfg.device, amp, True, other_detector(cfg), None)
-
-
 def other_detector(cfg: Config) -> str | None:
     """The config's detector, if it is another than the plugin's; one that there is not is for building it to find."""
     kind = MODELS.get(cfg.model.type)

@@ -30,7 +30,8 @@ __all__ = ["Evaluation", "check", "load_config"]
 def check(args: argparse.Namespace, cfg: Config) -> list[Source]:
     """What will be read. Raises InputError for whatever would fail later."""
     checks.check_devices(cfg.device, args.devices)
-    parts.check_test_precision(cfg, args.amp)
+    lowered = None if args.amp == "float32" else args.amp
+    checks.check_precision(cfg.device, lowered, option=True, detector=parts.other_detector(cfg), other=None)
     for key in ("test_dataloader", "test_evaluator"):
         if cfg.get(key) is None:
             raise InputError(f"the config has no {key}")
