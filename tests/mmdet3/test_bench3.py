@@ -63,7 +63,7 @@ def test_another_loss_is_a_mismatch():
 def test_the_plugin_is_no_side_of_mmdetection(bench):
     result = bench(preparation="from yolox_plugin import parts; parts.revert = lambda: None")
     assert result.returncode == 1
-    assert "RuntimeError: the side mmdet has yolox_plugin.mmdet3." in result.stderr
+    assert "WrongSide: the side mmdet has yolox_plugin.mmdet3." in result.stderr
 
 
 def test_samples_with_json_and_chart(tmp_path):
