@@ -274,6 +274,7 @@ def test_options_that_cannot_be(train, data, tmp_path, options, words):
 
 
 def test_a_precision_that_cannot_be_tested_with(data, config, tmp_path, capfd):
+    torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "a.pth")
     common = [
         f"--data-path={data}",
         f"--config={config}",

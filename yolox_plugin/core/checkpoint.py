@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import megvii
+
 # The first pickle in a file of torch.save that is not a zip archive (before torch 1.6).
 _LEGACY_START = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
 
@@ -66,7 +68,8 @@ def numpy_globals() -> list[tuple[Any, str]]:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """What a checkpoint holds, on the CPU: "state_dict", and "meta" and "optimizer" if it has them.
 
-    A state dict alone, as `torch.save(model.state_dict(), path)` writes it, comes as `{"state_dict": ...}`.
+    A state dict alone, as `torch.save(model.state_dict(), path)` writes it, comes as `{"state_dict": ...}`, and one of
+    Megvii's YOLOX under MMDetection's names.
 
     Raises:
         DamagedCheckpoint, UnsafeCheckpoint: see there. FileNotFoundError and other OSErrors: as open does.
@@ -93,8 +96,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{path} is no readable checkpoint ({reason})") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         return content
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):  # as Megvii's trainer saves it
+        content = content["model"]
     if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
-        return {"state_dict": content}
+        return {"state_dict": megvii.renamed(content) if megvii.is_megvii(content) else content}
     raise DamagedCheckpoint(
         f"{path} is no readable checkpoint: expected a state dict in it, got {type(content).__name__} without one"
     )

@@ -1,6 +1,7 @@
 """What is checked in data sets: annotation files field by field, classes, and that images are there."""
 
 import codecs
+import functools
 import json
 import sys
 from collections import Counter
@@ -29,36 +30,61 @@ class Source(NamedTuple):
     byte_order_mark: bool  # whether it reads a file that begins with one
 
 
-def check_data(sources: Iterable[Source], root: Path, heads: int | None) -> dict[str, int]:
-    """Each class's label, if annotations are there, fit the config, and every image file has an image's beginning.
+class Counts(NamedTuple):
+    """What is in an annotation file."""
+
+    source: Source
+    images: int
+    boxes: dict[str, int]  # of each class, in the order of labels
+
+
+class Checked(NamedTuple):
+    """What was found in annotation files that can be used."""
+
+    labels: dict[str, int]  # each class's
+    files: list[Counts]
+
+
+def check_data(sources: Iterable[Source], root: Path | None, heads: int | None) -> Checked:
+    """What is in the annotation files, if they fit the config and every image file has an image's beginning.
 
     Args:
-        root: --data-path.
+        root: --data-path, if it was given.
         heads: for how many classes the config's head is, if it says so.
 
     Raises:
         InputError: something is missing or wrong.
     """
-    if not root.is_dir():
+    if root is not None and not root.is_dir():
         raise InputError(f"--data-path {root} is not a folder")
     known: dict[str, tuple[int, Path]] = {}
+    files: list[Counts] = []
+    trained: Source | None = None  # if the config's classes are all that it has
     for source in sources:
-        check_labels(known, check_file(source, root, heads), source.path)
-    return {name: label for name, (label, _) in known.items()}
+        if trained is not None and not source.training and source.path.is_file():
+            check_same_classes(source.path, trained.classes, trained.path)
+        files.append(check_file(source, root, heads))
+        if source.training and list(source.classes) == classes_in(source.path):
+            trained = source
+        check_labels(known, list(files[-1].boxes), source.path)
+    _parsed.cache_clear()
+    return Checked({name: label for name, (label, _) in known.items()}, files)
 
 
-def check_file(source: Source, root: Path, heads: int | None) -> list[str]:
-    """Checks an annotation file and its images; its classes in the order of their labels."""
+def check_file(source: Source, root: Path | None, heads: int | None) -> Counts:
+    """Checks an annotation file and its images."""
     path = source.path
     if not path.is_file():
-        if path.is_relative_to(root):
+        if root is not None and path.is_relative_to(root):
             raise InputError(f"--data-path {root} has no {path.relative_to(root)}")
         raise InputError(f"{path}, the ann_file of {source.part}, does not exist")
     content = check_annotations(source)
     labels = check_classes(source, content["categories"], heads)
     check_gts(source, content)
     check_images(source.folder, [image["file_name"] for image in content["images"]], path)
-    return labels
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    boxes = Counter(names.get(entry["category_id"]) for entry in content["annotations"])
+    return Counts(source, len(content["images"]), {name: boxes[name] for name in labels})
 
 
 def check_labels(known: dict[str, tuple[int, Path]], labels: Sequence[str], path: Path) -> None:
@@ -150,6 +176,77 @@ def check_entries(path: Path, kind: str, entries: Sequence[Any], rules: Sequence
     _refuse(path, [f"{count} entries have the {kind} id {name!r}" for name, count in ids.items() if count > 1])
 
 
+def read_annotations(path: Path) -> dict[str, list[Any]]:
+    """An annotation file's lists, which nobody may change: until `check_data` ends, the last file stays in memory.
+
+    Raises:
+        InputError: it is none.
+    """
+    about = path.stat()
+    return _parsed(path, about.st_mtime_ns, about.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _parsed(path: Path, *_: int) -> dict[str, list[Any]]:
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no JSON file: {error}") from error
+    parts = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
+        raise InputError(f"{path} must be an object with the lists {', '.join(parts)}")
+    return content
+
+
+def _begins_with_mark(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+
+
+def classes_in(path: Path) -> list[str]:
+    """The names of an annotation file's categories, in its order, in which MMDetection numbers the labels.
+
+    Not that of a group: Roboflow adds one, which is named as the `supercategory` of the others and has no box.
+
+    Raises:
+        InputError: it is no annotation file, or a category has no name, or two have the same.
+    """
+    content = read_annotations(path)
+    categories = content["categories"]
+    check_entries(path, "category", categories, CATEGORIES)
+    groups = [entry.get("supercategory") for entry in categories if entry.get("supercategory") != entry["name"]]
+    if any(entry["name"] in groups for entry in categories):
+        used = _used(path)
+        categories = [entry for entry in categories if entry["name"] not in groups or entry["id"] in used]
+    names = Counter(entry["name"] for entry in categories)
+    _refuse(path, [f"{count} categories are named {name}" for name, count in names.items() if count > 1])
+    if not names:
+        raise InputError(f"{path} has no categories")
+    return list(names)
+
+
+def _used(path: Path) -> set[Any]:
+    """The ids of the categories that have boxes."""
+    annotations = read_annotations(path)["annotations"]
+    check_entries(path, "annotation", annotations, ANNOTATIONS)
+    return {entry["category_id"] for entry in annotations}
+
+
+def check_same_classes(path: Path, classes: Sequence[str], trained: Path) -> None:
+    """Raises InputError if an annotation file has boxes of other categories than `classes`, those of `trained`, or
+    lacks one of these."""
+    categories = read_annotations(path)["categories"]
+    check_entries(path, "category", categories, CATEGORIES)
+    used = _used(path)
+    extra = [entry["name"] for entry in categories if entry["name"] not in classes and entry["id"] in used]
+    lacking = [name for name in classes if name not in [entry["name"] for entry in categories]]
+    if extra or lacking:
+        words = [f"{verb} {in_words(names)}" for verb, names in (("has", extra), ("lacks", lacking)) if names]
+        raise InputError(
+            f"the categories of {path} differ from those of {trained}: it {' and '.join(words)}; give both the same"
+        )
+
+
 def check_annotations(source: Source) -> dict[str, list[dict[str, Any]]]:
     """The content of an annotation file that has everything that MMDetection, and in validation pycocotools, read.
 
@@ -157,16 +254,9 @@ def check_annotations(source: Source) -> dict[str, list[dict[str, Any]]]:
         InputError: for the first problem of each kind, with the file, the id and the field.
     """
     path, training = source.path, source.training
-    raw = path.read_bytes()
-    if raw.startswith(codecs.BOM_UTF8) and not source.byte_order_mark:
+    content = read_annotations(path)
+    if not source.byte_order_mark and _begins_with_mark(path):
         raise InputError(f"{path} begins with a byte order mark, which {source.kind} does not read: save it without")
-    try:
-        content = json.loads(raw.decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no JSON file: {error}") from error
-    parts = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
-        raise InputError(f"{path} must be an object with the lists {', '.join(parts)}")
     if not content["images"]:
         raise InputError(f"{path} lists no images")
     check_entries(path, "image", content["images"], [*IMAGES, *SIZES] if source.sizes else IMAGES)

@@ -67,6 +67,11 @@ def length_of(args: argparse.Namespace, runner: Any) -> dict[str, int]:
     return {"epoch": args.epochs or (1 if args.performance else runner.max_epochs)}
 
 
+def in_words(length: dict[str, int]) -> str:
+    """What `length_of` says."""
+    return " ".join(f"{number} {'iteration' if unit == 'iter' else unit}s" for unit, number in length.items()) or "once"
+
+
 def asked_lengths(args: argparse.Namespace, runner: Any, per_epoch: int) -> tuple[int | None, int | None]:
     """Epochs that the recipe is to fit into, and iterations to stop after, as far as the command says so; --performance
     stands for one epoch, or for `per_epoch` iterations."""
@@ -89,6 +94,19 @@ def leaves(data: Any) -> Iterator[Any]:
         yield from leaves(data.get("datasets", data.get("dataset")))
     else:
         yield data
+
+
+def data_sets(data: Any) -> Iterator[Any]:
+    """The configs of the data sets that have a pipeline, around and inside one another."""
+    if isinstance(data, (list, tuple)):
+        for part in data:
+            yield from data_sets(part)
+        return
+    if data.get("pipeline") is not None:
+        yield data
+    for key in ("datasets", "dataset"):
+        if data.get(key) is not None:
+            yield from data_sets(data[key])
 
 
 def shrunk(value: Any, share: float) -> Any:

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
     checkpoint = newest_checkpoint(args.work_dir)
     assert checkpoint is not None, "a training leaves one"
-    cfg = evaluate.host.load_config(evaluate.parser().parse_args([*common, f"--pth-path={checkpoint}"]))
+    cfg = evaluate.load_config(evaluate.parser().parse_args([*common, f"--pth-path={checkpoint}"]))
     evaluation = evaluate.host.Evaluation(cfg, checkpoint)
     picture = args.work_dir / "detections.png"
     report.draw_detections(evaluation.pictures(), evaluation.classes, picture)

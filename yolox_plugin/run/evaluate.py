@@ -18,8 +18,11 @@ from typing import Any
 
 from ..hosts import find_host
 from . import folders, launch, report
-from .messages import InputError
-from .options import add_options, options_of, user_path
+from .checks import content_of
+from .layouts import find_layout
+from .messages import InputError, warn
+from .options import STANDARD, add_options, options_of, user_path
+from .saved_config import classes_in, config_in, has_config
 
 # The config, its checks and the evaluation, for the MMDetection that is installed.
 host = importlib.import_module(f".{find_host()}.evaluation", __package__)
@@ -30,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         "python -m yolox_plugin.test", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_options(options)
+    add_options(options, recorded=True)
     add = options.add_argument
     add(
         "--pth-path",
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = options_of(sys.argv[1:] if arguments is None else arguments)
     args = parser().parse_args(arguments)
     try:
-        cfg = host.load_config(args)
+        cfg = load_config(args)
         if args.work_dir is None:
             cfg.work_dir = str(Path(cfg.work_dir, "test"))  # beside the training's files, none of which it replaces
         if not launch.is_child():
@@ -67,9 +70,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return launch.run_processes("yolox_plugin.test", arguments, args, cfg.device, restarts=0)
 
 
+def load_config(args: argparse.Namespace) -> Any:
+    """The config that is asked for, or the one in the checkpoint; without either, the standard one.
+
+    Raises:
+        InputError: for whatever of these cannot be; no code of the checkpoint is executed to find out.
+    """
+    meta = content_of("--pth-path", args.pth_path).get("meta") or {}
+    saved = None
+    if args.config is None and has_config(meta):
+        saved = config_in(meta, args.pth_path)
+    elif args.config is None:
+        args.config = STANDARD
+        if not launch.is_child():
+            warn(f"--pth-path {args.pth_path} has no config in it: it is taken for one of --config={STANDARD}")
+    if saved is None and args.data_path is None:
+        raise InputError("--data-path is needed: without a --config of the training's, nothing else says where val is")
+    cfg = host.load_config(args, saved)
+    if classes := classes_in(meta):
+        host.adopt_classes(cfg, lambda: classes)
+    return cfg
+
+
 def check(args: argparse.Namespace, cfg: Any) -> None:
     """Raises InputError for whatever would fail later, or overwrite something."""
     [source] = host.check(args, cfg)
+    if args.data_path is not None and source.path == find_layout(args.data_path.absolute()).train.annotations:
+        warn(f"{source.path} is not split: what was trained on is in the figures, unless this is other data")
     folders.check_folder("--work-dir", Path(cfg.work_dir))
     folders.check_replaceable(Path(cfg.work_dir))
     if args.save_dir is not None:
@@ -93,7 +120,7 @@ def test(args: argparse.Namespace, cfg: Any) -> None:
     rate = images / seconds
     report.write_result(work_dir, {
         "task": "test",
-        "config": args.config,
+        "config": args.config or "in the checkpoint",
         "checkpoint": str(args.pth_path),
         "device": cfg.device,
         "devices": world_size,

@@ -1,7 +1,9 @@
 """What is checked before a command writes to a folder: nothing of the user's is overwritten."""
 
+import filecmp
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -47,6 +49,23 @@ def check_new(work_dir: Path, resume: bool) -> None:
     for name in WRITTEN:
         if os.path.lexists(work_dir / name):
             raise InputError(f"--work-dir {work_dir} has a {name} that would be overwritten: name another")
+
+
+def write_new(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` write a file that is whole once it is `path`; one that is there and the same stays.
+
+    Raises:
+        InputError: another one is there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        if os.path.lexists(path) and not (path.is_file() and filecmp.cmp(part, path, shallow=False)):
+            raise InputError(f"{path} is there already and is another: name another --work-dir")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def check_replaceable(work_dir: Path) -> None:

@@ -19,6 +19,9 @@ TORCHRUN_OPTIONS = (
 )  # fmt: skip
 
 
+MODELS = ("nano", "tiny", "s", "m", "l", "x")
+
+
 class KeyValues(DictAction):
     """mmcv's action, which fails for words without a `=`."""
 
@@ -28,14 +31,27 @@ class KeyValues(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of both entry points. Underscores may stand for hyphens (`options_of`)."""
+STANDARD = "yolox_m_8x8_300e_coco"
+
+
+def add_options(parser: argparse.ArgumentParser, recorded: bool = False) -> None:
+    """The options of both entry points. Underscores may stand for hyphens (`options_of`).
+
+    Args:
+        recorded: whether there is a checkpoint, which says what --data-path and --config do not.
+    """
     add = parser.add_argument
-    add("--data-path", type=user_path, required=True, metavar="DIR",
-        help="COCO 2017 layout: annotations/instances_{train,val}2017.json, train2017/, val2017/")  # fmt: skip
-    add("--config", default="yolox_m_8x8_300e_coco", metavar="NAME|FILE",
+    here = "default: that of the training" if recorded else ""
+    add("--data-path", type=user_path, required=not recorded, metavar="DIR",
+        help="a data set with COCO's annotations: annotations/instances_{train,val}2017.json with train2017/, val2017/;"
+        " annotations/{train,val}.json with train/, val/; {train,valid}/_annotations.coco.json; or one annotations.json"
+        f" with images/ {f'({here})' if here else ''}")  # fmt: skip
+    config = parser.add_mutually_exclusive_group()
+    config.add_argument("--config", default=None if recorded else STANDARD, metavar="NAME|FILE",
         help="a config file, or the name of one of MMDetection's or this plugin's; those of MMDetection 2 and of"
-        " MMDetection 3 are understood by both (default: %(default)s)")  # fmt: skip
+        f" MMDetection 3 are understood by both ({here or 'default: %(default)s'})")  # fmt: skip
+    config.add_argument("--model", dest="config", type=model, metavar="|".join(MODELS),
+                        help="the standard config of this size")  # fmt: skip
     add("--devices", type=positive, default=1, metavar="N", help="processes on this machine, one a device (default: 1)")
     add("--device", choices=("npu", "cuda", "cpu"), help="default: the first of these that is there")
     add("--work-dir", type=user_path, metavar="DIR", help="where everything is written (default: work_dirs/NAME)")
@@ -46,11 +62,34 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         several.add_argument(option, metavar="...")
 
 
+def model(text: str) -> str:
+    """The name of the standard config of a model of this size, for argparse."""
+    if text not in MODELS:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(MODELS)}, got {text}")
+    return f"yolox_{text}_8x8_300e_coco"
+
+
 def positive(text: str) -> int:
     """A whole number of 1 or more, for argparse."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def share(text: str) -> float:
+    """A number between 0 and 1, for argparse."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
+    return value
+
+
+def size(text: str) -> int:
+    """The side of images, a multiple of the largest stride, for argparse."""
+    value = positive(text)
+    if value % 32:
+        raise argparse.ArgumentTypeError(f"must be a multiple of 32, got {value}")
     return value
 
 

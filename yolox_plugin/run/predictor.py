@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..hosts import find_host
 from . import checks
 from .messages import InputError
-from .saved_config import config_in
+from .saved_config import classes_in, config_in
 
 host = importlib.import_module(f".{find_host()}.prediction", __package__)
 
@@ -67,10 +67,9 @@ class Detector:
             checks.check_devices(device, 1)
         self._network = host.Network(entries, path, device, amp)
         self.batch_size = batch_size
-        classes = meta.get("LABELS") or host.classes_of(meta)  # the former in the order of labels
-        if not classes:
+        self.classes = classes_in(meta)
+        if not self.classes:
             raise InputError(f"--pth-path {path} does not say what its classes are called")
-        self.classes = tuple(map(str, classes))
 
     @overload
     def __call__(self, images: str | Path | Image) -> Detections: ...

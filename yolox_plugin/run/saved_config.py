@@ -6,6 +6,11 @@ from typing import Any
 from .messages import InputError
 
 
+def has_config(meta: dict[str, Any]) -> bool:
+    """Whether a checkpoint of MMDetection 2 or 3, or of this plugin, has the config of its training in it."""
+    return isinstance(meta.get("config") or meta.get("cfg"), str)
+
+
 def config_in(meta: dict[str, Any], path: object) -> dict[str, Any]:
     """The entries of the config that a training by MMDetection 2 or 3, or by this plugin, has put into its checkpoints.
 
@@ -25,6 +30,12 @@ def config_in(meta: dict[str, Any], path: object) -> dict[str, Any]:
         raise InputError(
             f"--pth-path {path} has a config that is more than values ({error}): name it by --config"
         ) from error
+
+
+def classes_in(meta: dict[str, Any]) -> tuple[str, ...]:
+    """What a checkpoint of MMDetection 2 or 3 or of this plugin calls its classes; none if it does not say."""
+    named = meta.get("LABELS") or (meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES")
+    return tuple(map(str, named or ()))  # the first of these in the order of labels
 
 
 def values_in(text: str) -> dict[str, Any]:

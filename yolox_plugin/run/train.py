@@ -3,6 +3,7 @@
     python -m yolox_plugin.train --data-path=coco2017                   the standard YOLOX-M recipe, 300 epochs
     python -m yolox_plugin.train --data-path=coco2017 --devices=8       on eight devices, through torchrun
     python -m yolox_plugin.train --data-path=coco2017 --performance     images a second, one epoch, no validation
+    python -m yolox_plugin.train --data-path=mine --model=s --load-from=yolox_s.pth --epochs=30     your own classes
 
 Writes to --work-dir: checkpoints, logs, the config, result.json and curves.png. The exit status is 0 after a complete
 run, 2 if something in the command is wrong (nothing has been written then), and 1 if training failed.
@@ -12,6 +13,7 @@ import argparse
 import contextlib
 import fcntl
 import importlib
+import json
 import os
 import sys
 import time
@@ -23,9 +25,10 @@ import torch.distributed as dist
 
 from ..core.checkpoint import newest_checkpoint
 from ..hosts import find_host
-from . import folders, launch, report, where
+from . import folders, initial_weights, launch, report, where
+from . import start as starting
 from .messages import InputError, warn
-from .options import add_options, options_of, positive, whole
+from .options import add_options, options_of, positive, share, size, user_path, whole
 
 # The config, its checks and the training, for the MMDetection that is installed.
 host = importlib.import_module(f".{find_host()}.training", __package__)
@@ -51,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
         help="speed, and where time goes; one epoch, or --epochs or --iterations; no validation")  # fmt: skip
     add("--amp", choices=("float32", "bfloat16", "float16"),
         help="precision of the convolutions (default: MMDetection's, float32, but float16 on an NPU)")  # fmt: skip
+    add("--load-from", type=user_path, metavar="FILE",
+        help="begin with what fits of this checkpoint, MMDetection's, this plugin's or Megvii's")  # fmt: skip
+    add("--val-fraction", type=share, metavar="X",
+        help="keep this share of the images of a data set with one annotation file for validation")  # fmt: skip
+    add("--img-size", type=size, metavar="N",
+        help="side of images in evaluation, a multiple of 32; the recipe's other sizes change with it")  # fmt: skip
     add("--seed", type=whole, default=0, help="default: %(default)s")
     add("--resume", action="store_true", help="go on from the newest checkpoint in --work-dir, if there is one")
     add("--max-restarts", type=whole, default=0, metavar="N",
@@ -67,8 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     alone = args.devices == 1 and not args.max_restarts and args.nnodes is None
     try:
         cfg = host.configure(args)
+        work_dir = Path(cfg.work_dir)
         if not given:
-            host.check(args, cfg)
+            ready = host.check(args, cfg)
+            print(host.describe(args, cfg, ready), flush=True)
+            starting.write(work_dir, ready, resume=args.resume and newest_checkpoint(work_dir) is not None)
+        if args.val_fraction is not None:
+            host.read_split(cfg, args.data_path.absolute())
+        if args.load_from:
+            cfg.load_from = str(work_dir / initial_weights.FILE)
         if alone or launch.is_child():
             # What lies in the work directory of a process that is started again is this command's own.
             train(args, cfg, start, resume=args.resume or given is not None)
@@ -79,11 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         status = launch.interrupted()
     else:
-        os.environ[START] = str(start)
+        os.environ |= {START: str(start), starting.CLASSES: json.dumps(list(ready.data.labels))}
         try:
             status = launch.run_processes("yolox_plugin.train", arguments, args, cfg.device, args.max_restarts)
         finally:
-            del os.environ[START]
+            del os.environ[START], os.environ[starting.CLASSES]
     if status not in (0, 2) and not launch.is_child() and newest_checkpoint(Path(cfg.work_dir)):
         print(f"The same command with --resume goes on from the newest checkpoint in {cfg.work_dir}.", file=sys.stderr)
     return status

@@ -2,19 +2,25 @@
 
 import argparse
 import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import mmdet
+import mmdet.datasets
 from mmcv import Config
+from mmcv.utils import import_modules_from_strings
+from mmdet.datasets import DATASETS
 from mmdet.utils import compat_cfg, get_device, replace_cfg_vals
 
-from ..configs import config_file, leaves, listed, with_plugin
+from ..configs import config_file, heads_of, leaves, listed, with_plugin
+from ..layouts import Part, find_layout, part_of
 from ..messages import InputError, described
+from ..splits import split_parts
 
 CONFIG_DIRS = (Path(__file__).parents[2] / "configs", Path(mmdet.__file__).parent / ".mim/configs/yolox")
 
-SPLITS = {"train": "train2017", "val": "val2017", "test": "val2017"}
+SPLITS = ("train", "val", "test")
 
 # What MMDetection's training reads and a config may leave out, or have as None.
 DEFAULTS: dict[str, Any] = {
@@ -23,47 +29,89 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def load_config(args: argparse.Namespace) -> Config:
+def load_config(args: argparse.Namespace, saved: dict[str, Any] | None = None) -> Config:
     """The config that is asked for, with the options that the entry points share, in the form that MMDetection brings
     older ones into (`compat_cfg`), and with what it may leave out.
 
+    Args:
+        saved: the entries of a checkpoint's config, if that is the one.
+
     Raises:
-        InputError: no such config, or none that Python or mmcv can read.
+        InputError: no such config, or none that Python or mmcv can read; no data set in --data-path.
     """
-    file = config_file(args.config, CONFIG_DIRS)
-    cfg = described(f"file {file}", lambda: replace_cfg_vals(Config.fromfile(str(file))))
+    if saved is None:
+        file = config_file(args.config, CONFIG_DIRS)
+        cfg = described(f"file {file}", lambda: replace_cfg_vals(Config.fromfile(str(file))))
+        work_dir, named = Path("work_dirs") / file.stem, f"--config {args.config}"
+    else:
+        import_modules_from_strings(**with_plugin(saved.get("custom_imports")))
+        cfg, work_dir, named = Config(saved), args.pth_path.parent, f"the config in --pth-path {args.pth_path}"
     if not isinstance(cfg.get("data"), dict) or not isinstance(cfg.get("model"), dict):
-        raise InputError(f"--config {args.config} must have model and data")
-    for split, name in SPLITS.items():
-        if cfg.get("data", {}).get(split) is None:
-            raise InputError(f"--config {args.config} has no data.{split}")
-        point_to(cfg, split, args.data_path.absolute(), name)
+        raise InputError(f"{named} must have model and data, as of MMDetection 2")
+    for split in SPLITS:
+        if cfg.data.get(split) is None:
+            raise InputError(f"{named} has no data.{split}")
+    if args.data_path is not None:
+        point_to(cfg, args.data_path.absolute(), whole=getattr(args, "val_fraction", None) is not None)
     described("--cfg-options", lambda: cfg.merge_from_dict(args.cfg_options))
     cfg = described("shape", lambda: compat_loaders(cfg))
     for key, value in DEFAULTS.items():
         if cfg.get(key) is None:
             cfg[key] = copy.deepcopy(value)
-    cfg.work_dir = str(args.work_dir or Path("work_dirs") / file.stem)
+    cfg.work_dir = str(args.work_dir or work_dir)
     cfg.device = args.device or get_device()
     cfg.custom_imports = with_plugin(cfg.get("custom_imports"))
     return cfg
 
 
-def point_to(cfg: Config, split: str, root: Path, name: str) -> None:
-    """Lets a split read COCO's files under `root`, or, if it has several annotation files, those of the same names.
+def point_to(cfg: Config, root: Path, whole: bool = False) -> None:
+    """Lets the data sets read what is under `root`, all of them the `whole` of a data set that is not split: in its
+    layout, or, those with several annotation files, under the
+    names that they have.
 
-    These keep their place in relation to the config's data_root, as with MMDetection's MMDET_DATASETS.
+    The latter keep their place in relation to the config's data_root, as with MMDetection's MMDET_DATASETS.
     """
-    parts = list(leaves(cfg.data[split]))
-    if len(parts) == 1 and len(listed(parts[0].get("ann_file"))) == 1:
-        parts[0].ann_file = str(root / "annotations" / f"instances_{name}.json")
-        parts[0].img_prefix = f"{root / name}/"
+    for split in SPLITS:
+        parts = list(leaves(cfg.data[split]))
+        if len(parts) == 1 and len(listed(parts[0].get("ann_file"))) == 1:
+            read_part(cfg, split, part_of(find_layout(root), "train" if whole else split), root)
+            continue
+        for part in parts:
+            before = part.get("data_root") or cfg.get("data_root") or ""
+            for key in ("ann_file", "img_prefix"):
+                moved = [str(root / old.removeprefix(before)) for old in listed(part.get(key) or "")]
+                part[key] = moved if isinstance(part.get(key), (list, tuple)) else moved[0]
+
+
+def read_split(cfg: Config, root: Path) -> None:
+    """Lets the data sets read the files that --val-fraction makes in the work directory (`splits`)."""
+    for split, part in split_parts(Path(cfg.work_dir), find_layout(root).train.images).items():
+        read_part(cfg, split, part, root)
+
+
+def read_part(cfg: Config, split: str, part: Part, root: Path) -> None:
+    """Lets a split, of one data set with one annotation file, read this one, in the data set under `root`."""
+    [leaf] = leaves(cfg.data[split])
+    leaf.ann_file = str(part.annotations)
+    leaf.img_prefix = f"{part.images}/"
+
+
+def adopt_classes(cfg: Config, find: Callable[[], Sequence[str]]) -> None:
+    """Gives data sets and head the classes that `find` finds, where the config has COCO's because it names none."""
+    parts = [leaf for split in SPLITS for leaf in leaves(cfg.data[split])]
+    kinds = [DATASETS.get(leaf.get("type")) for leaf in parts]
+    known = mmdet.datasets.CocoDataset.CLASSES
+    if any(leaf.get("classes") is not None for leaf in parts) or any(
+        getattr(kind, "CLASSES", None) != known for kind in kinds
+    ):
         return
-    for part in parts:
-        before = part.get("data_root") or cfg.get("data_root") or ""
-        for key in ("ann_file", "img_prefix"):
-            moved = [str(root / old.removeprefix(before)) for old in listed(part.get(key) or "")]
-            part[key] = moved if isinstance(part.get(key), (list, tuple)) else moved[0]
+    names = find()
+    if set(names) == set(known):
+        return
+    for leaf in parts:
+        leaf.classes = tuple(names)
+    if heads_of(cfg) == len(known):
+        cfg.model.bbox_head.num_classes = len(names)
 
 
 def compat_loaders(cfg: Config) -> Config:

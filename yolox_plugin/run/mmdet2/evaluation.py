@@ -20,10 +20,10 @@ from .. import annotations, checks, report
 from ..annotations import Source
 from ..configs import heads_of
 from . import checks as parts
-from .config import load_config
+from .config import adopt_classes, load_config
 from .data import sources
 
-__all__ = ["Evaluation", "check", "load_config"]
+__all__ = ["Evaluation", "adopt_classes", "check", "load_config"]
 
 
 def check(args: argparse.Namespace, cfg: Config) -> list[Source]:
@@ -32,7 +32,8 @@ def check(args: argparse.Namespace, cfg: Config) -> list[Source]:
     lowered = None if args.amp == "float32" else args.amp
     checks.check_precision(cfg.device, lowered, option=True, detector=parts.other_detector(cfg), other=None)
     found = sources(cfg, ["test"])
-    labels = annotations.check_data(found, args.data_path.absolute(), heads_of(cfg))
+    root = None if args.data_path is None else args.data_path.absolute()
+    labels = annotations.check_data(found, root, heads_of(cfg)).labels
     model = parts.check_model(cfg)
     content = checks.check_checkpoint(model, "--pth-path", args.pth_path)
     checks.prepare_for_inference(model, cfg.device, args.amp)  # to see whether it can

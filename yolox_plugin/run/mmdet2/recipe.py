@@ -5,8 +5,16 @@ from typing import Any
 
 from mmcv import Config
 
-from ..configs import shrunk
+from ..configs import data_sets, shrunk
+from ..image_size import change_sizes
 from ..messages import InputError
+
+
+def change_size(cfg: Config, side: int) -> None:
+    """See `image_size.change_sizes`."""
+    pipelines = [part["pipeline"] for part in (*data_sets(cfg.data.train), cfg.data.val, cfg.data.test)]
+    tests = [step.get("img_scale") for step in cfg.data.test.pipeline if step.type == "MultiScaleFlipAug"]
+    change_sizes(cfg._cfg_dict, pipelines, tests[0] if tests else None, side)
 
 
 def check_recipe(args: argparse.Namespace, cfg: Config) -> None:

@@ -24,14 +24,18 @@ from ...core.sgd import SGD
 from ...mmdet2.dataset import CocoDataset
 from ...mmdet2.ddp import prepare_parallel
 from ...mmdet2.detector import YOLOX
-from .. import annotations, checks, folders, report, where
-from ..configs import asked_lengths, heads_of, length_of, listed, text_of
+from .. import annotations, checks, folders, report, start, where
+from ..annotations import Checked
+from ..configs import asked_lengths, heads_of, in_words, length_of, listed, text_of
 from ..messages import described
+from ..start import Ready, check_start, own_classes
 from . import checks as parts
-from .config import load_config
+from .config import adopt_classes, load_config, read_split
 from .data import sources
 from .log import read_log, seed_of
-from .recipe import check_lengths, check_recipe, log_often, schedule
+from .recipe import change_size, check_lengths, check_recipe, log_often, schedule
+
+__all__ = ["CACHE", "MORE_WORKERS", "Training", "check", "check_data", "configure", "describe", "read_split"]
 
 # Options for a training that waits for data.
 MORE_WORKERS, CACHE = "data.workers_per_gpu=N", "data.train.cache=ram"
@@ -42,6 +46,9 @@ CLOSING = {"YOLOXModeSwitchHook": 15, "SyncNormHook": 15}
 def configure(args: argparse.Namespace) -> Config:
     """The config with everything the options say, except what depends on the size of the data set (`schedule`)."""
     cfg = load_config(args)
+    adopt_classes(cfg, lambda: own_classes(args))
+    if args.img_size:
+        change_size(cfg, args.img_size)
     if args.batch_size:
         cfg.data.train_dataloader.samples_per_gpu = args.batch_size
     if args.amp:
@@ -71,14 +78,15 @@ def validates(args: argparse.Namespace, cfg: Config) -> bool:
     return not args.performance and cfg.evaluation is not None
 
 
-def check(args: argparse.Namespace, cfg: Config) -> None:
-    """Raises InputError for whatever would fail later, or overwrite something."""
+def check(args: argparse.Namespace, cfg: Config) -> Ready:
+    """What is there to begin with. Raises InputError for whatever would fail later, or overwrite something."""
     checks.check_devices(cfg.device, args.devices)
     parts.check_autocast(cfg, args.amp)
     built = parts.check_parts(cfg)
     check_recipe(args, cfg)
     splits = ("train", "val") if validates(args, cfg) else ("train",)
-    labels = check_data(args, cfg, splits)
+    data = check_data(args, cfg, splits)
+    ready = check_start(args, data, built.model)
     if "val" in splits:
         parts.check_evaluation(cfg, distributed=args.devices > 1 or args.nnodes is not None)
     work_dir = Path(cfg.work_dir)
@@ -88,13 +96,21 @@ def check(args: argparse.Namespace, cfg: Config) -> None:
     checks.check_initial_weights(built.model, "resume_from", cfg.resume_from)
     newest = newest_checkpoint(work_dir) if args.resume else None
     if newest:
-        checks.check_resumable(built, "--resume", newest, length_of(args, cfg.runner), labels)
+        checks.check_resumable(built, "--resume", newest, length_of(args, cfg.runner), data.labels)
     elif cfg.resume_from and "://" not in cfg.resume_from:
-        checks.check_resumable(built, "resume_from", Path(cfg.resume_from), length_of(args, cfg.runner), labels)
+        checks.check_resumable(built, "resume_from", Path(cfg.resume_from), length_of(args, cfg.runner), data.labels)
+    return ready
 
 
-def check_data(args: argparse.Namespace, cfg: Config, splits: Sequence[str]) -> dict[str, int]:
-    """Each class's label; raises InputError for annotations and images that MMDetection cannot train on."""
+def describe(args: argparse.Namespace, cfg: Config, ready: Ready) -> str:
+    """What this command is going to do, in a few lines."""
+    batch = cfg.data.train_dataloader.get("samples_per_gpu", 2)
+    length = in_words(length_of(args, cfg.runner))
+    return start.describe(args.config, cfg.device, args.devices, batch, length, cfg.work_dir, ready)
+
+
+def check_data(args: argparse.Namespace, cfg: Config, splits: Sequence[str]) -> Checked:
+    """What is there to train on; raises InputError for annotations and images that MMDetection cannot train on."""
     return annotations.check_data(sources(cfg, splits), args.data_path.absolute(), heads_of(cfg))
 
 

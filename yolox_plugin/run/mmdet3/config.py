@@ -2,20 +2,26 @@
 
 import argparse
 import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import mmdet
+import mmdet.datasets
 import mmengine.device.utils
+from mmdet.registry import DATASETS
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
 
-from ..configs import config_file, leaves, listed, with_plugin
+from ..configs import config_file, heads_of, leaves, listed, with_plugin
+from ..layouts import Part, find_layout, part_of
 from ..messages import InputError, described
+from ..splits import split_parts
 
 CONFIG_DIRS = (Path(__file__).parents[2] / "configs/mmdet3", Path(mmdet.__file__).parent / ".mim/configs/yolox")
 
-SPLITS = {"train": "train2017", "val": "val2017", "test": "val2017"}
+SPLITS = ("train", "val", "test")
 
 # What is read here and a config may leave out, or have as None.
 DEFAULTS: dict[str, Any] = {
@@ -25,26 +31,33 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def load_config(args: argparse.Namespace) -> Config:
+def load_config(args: argparse.Namespace, saved: dict[str, Any] | None = None) -> Config:
     """The config that is asked for, with the options that the entry points share, and with what it may leave out.
 
+    Args:
+        saved: the entries of a checkpoint's config, if that is the one.
+
     Raises:
-        InputError: no such config, or none that Python or mmengine can read.
+        InputError: no such config, or none that Python or mmengine can read; no data set in --data-path.
     """
-    file = config_file(args.config, CONFIG_DIRS)
-    cfg = described(f"file {file}", lambda: Config.fromfile(str(file)))
-    check_shape(args, cfg)
-    for split, name in SPLITS.items():
-        if cfg.get(f"{split}_dataloader") is not None:
-            point_to(cfg, split, args.data_path.absolute(), name)
+    if saved is None:
+        file = config_file(args.config, CONFIG_DIRS)
+        cfg = described(f"file {file}", lambda: Config.fromfile(str(file)))
+        work_dir, named = Path("work_dirs") / file.stem, f"--config {args.config}"
+    else:
+        import_modules_from_strings(**with_plugin(saved.get("custom_imports")))
+        cfg, work_dir, named = Config(saved), args.pth_path.parent, f"the config in --pth-path {args.pth_path}"
+    check_shape(named, cfg)
+    if args.data_path is not None:
+        point_to(cfg, args.data_path.absolute(), whole=getattr(args, "val_fraction", None) is not None)
     described("--cfg-options", lambda: cfg.merge_from_dict(args.cfg_options))
-    check_shape(args, cfg)
+    check_shape(named, cfg)
     # As plain values: a config in Python's own words holds types, which config.py can only name.
     entries = cfg.to_dict()
     for key, value in DEFAULTS.items():
         if entries.get(key) is None:
             entries[key] = copy.deepcopy(value)
-    entries["work_dir"] = str(args.work_dir or Path("work_dirs") / file.stem)
+    entries["work_dir"] = str(args.work_dir or work_dir)
     entries["device"] = args.device or mmengine.device.get_device()
     entries["custom_imports"] = with_plugin(entries.get("custom_imports"))
     init_default_scope(entries["default_scope"])
@@ -52,37 +65,77 @@ def load_config(args: argparse.Namespace) -> Config:
     return Config(entries)
 
 
-def check_shape(args: argparse.Namespace, cfg: Config) -> None:
-    """Raises InputError unless the config has a model, and its loaders data sets."""
+def check_shape(named: str, cfg: Config) -> None:
+    """Raises InputError unless the config, of this name, has a model, and its loaders data sets."""
     if not isinstance(cfg.get("model"), dict):
-        raise InputError(f"--config {args.config} must have a model")
+        raise InputError(f"{named} must have a model")
     for split in SPLITS:
         loader = cfg.get(f"{split}_dataloader")
         if loader is not None and (not isinstance(loader, dict) or not isinstance(loader.get("dataset"), dict)):
-            raise InputError(f"--config {args.config} has no {split}_dataloader with a dataset")
+            raise InputError(f"{named} has no {split}_dataloader with a dataset")
 
 
-def point_to(cfg: Config, split: str, root: Path, name: str) -> None:
-    """Lets a split read COCO's files under `root`, or, if it has several annotation files, those of the same names.
+def point_to(cfg: Config, root: Path, whole: bool = False) -> None:
+    """Lets the data sets read what is under `root`, all of them the `whole` of a data set that is not split: in its
+    layout, or, where a split has several annotation files,
+    under the names that they have.
 
-    These keep their place in relation to the config's data_root.
+    The latter keep their place in relation to the config's data_root.
     """
-    parts = list(leaves(cfg[f"{split}_dataloader"].dataset))
     before = cfg.get("data_root") or ""
-    for part in parts:
+    for split in (split for split in SPLITS if cfg.get(f"{split}_dataloader") is not None):
+        parts = list(leaves(cfg[f"{split}_dataloader"].dataset))
         if len(parts) == 1:
-            part.data_root = f"{root}/"
-            part.ann_file = f"annotations/instances_{name}.json"
-            part.data_prefix = ConfigDict({**(part.get("data_prefix") or {}), "img": f"{name}/"})
-        elif part.get("data_root"):
-            part.data_root = f"{root / part.data_root.removeprefix(before)}/"
-        else:
-            part.ann_file = str(root / part.ann_file.removeprefix(before))
-            prefixes = (part.get("data_prefix") or {}).items()
-            part.data_prefix = ConfigDict({key: str(root / text.removeprefix(before)) for key, text in prefixes})
-    for metric in listed(cfg.get(f"{split}_evaluator") or []):
-        if metric.get("ann_file") is not None:
-            if len(parts) == 1:
-                metric.ann_file = str(root / "annotations" / f"instances_{name}.json")
+            read_part(cfg, split, part_of(find_layout(root), "train" if whole else split), root)
+            continue
+        for part in parts:
+            if part.get("data_root"):
+                part.data_root = f"{root / part.data_root.removeprefix(before)}/"
             else:
-                metric.ann_file = str(root / metric.ann_file.removeprefix(before))
+                part.ann_file = str(root / part.ann_file.removeprefix(before))
+                prefixes = (part.get("data_prefix") or {}).items()
+                part.data_prefix = ConfigDict({key: str(root / text.removeprefix(before)) for key, text in prefixes})
+        for metric in metrics_of(cfg, split):
+            metric.ann_file = str(root / metric.ann_file.removeprefix(before))
+
+
+def read_split(cfg: Config, root: Path) -> None:
+    """Lets the data sets read the files that --val-fraction makes in the work directory (`splits`)."""
+    for split, part in split_parts(Path(cfg.work_dir), find_layout(root).train.images).items():
+        if cfg.get(f"{split}_dataloader") is not None:
+            read_part(cfg, split, part, root)
+
+
+def read_part(cfg: Config, split: str, part: Part, root: Path) -> None:
+    """Lets a split, of one data set, read this one, and its metrics too."""
+    [leaf] = leaves(cfg[f"{split}_dataloader"].dataset)
+    annotations, images = (str(path.relative_to(root) if path.is_relative_to(root) else path) for path in part)
+    leaf.data_root = f"{root}/"
+    leaf.ann_file = annotations
+    leaf.data_prefix = ConfigDict({**(leaf.get("data_prefix") or {}), "img": f"{images}/"})
+    for metric in metrics_of(cfg, split):
+        metric.ann_file = str(part.annotations)
+
+
+def metrics_of(cfg: Config, split: str) -> list[Any]:
+    """The metrics of a split that read annotations by themselves."""
+    return [metric for metric in listed(cfg.get(f"{split}_evaluator") or []) if metric.get("ann_file") is not None]
+
+
+def adopt_classes(cfg: Config, find: Callable[[], Sequence[str]]) -> None:
+    """Gives data sets and head the classes that `find` finds, where the config has COCO's because it names none."""
+    loaders = [cfg[f"{split}_dataloader"] for split in SPLITS if cfg.get(f"{split}_dataloader") is not None]
+    parts = [leaf for loader in loaders for leaf in leaves(loader.dataset)]
+    kinds = [DATASETS.get(leaf.get("type")) for leaf in parts]
+    known = mmdet.datasets.CocoDataset.METAINFO["classes"]
+    if any((leaf.get("metainfo") or {}).get("classes") is not None for leaf in parts) or any(
+        getattr(kind, "METAINFO", {}).get("classes") != known for kind in kinds
+    ):
+        return
+    names = find()
+    if set(names) == set(known):
+        return
+    for leaf in parts:
+        leaf.metainfo = ConfigDict({**(leaf.get("metainfo") or {}), "classes": tuple(names)})
+    if heads_of(cfg) == len(known):
+        cfg.model.bbox_head.num_classes = len(names)

@@ -27,11 +27,6 @@ def read_config(name: str) -> dict[str, Any]:
     return entries
 
 
-def classes_of(meta: dict[str, Any]) -> Any:
-    """What a checkpoint says of the classes of its model."""
-    return (meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES")
-
-
 class Network:
     """A detector with the weights of a checkpoint."""
 

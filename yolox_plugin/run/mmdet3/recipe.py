@@ -5,13 +5,24 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..configs import listed, shrunk
+from ..configs import data_sets, listed, shrunk
+from ..image_size import change_sizes
 from ..messages import InputError
+from .config import SPLITS
 
 # Where the time of a scheduler is written down.
 TIMES = ("begin", "end", "T_max", "milestones", "step_size")
 # Its other measures, which have no place in a shorter time.
 FIXED = {"periods", "restart_weights", "total_steps", "steps_per_epoch"}
+
+
+def change_size(cfg: Config, side: int) -> None:
+    """See `image_size.change_sizes`."""
+    loaders = [cfg[f"{split}_dataloader"] for split in SPLITS if cfg.get(f"{split}_dataloader") is not None]
+    pipelines = [part["pipeline"] for loader in loaders for part in data_sets(loader.dataset)]
+    evaluated = loaders[-1].dataset.get("pipeline") or []
+    resizes = [step.get("scale") for step in evaluated if step.type.rpartition(".")[2] == "Resize"]
+    change_sizes(cfg._cfg_dict, pipelines, resizes[0] if resizes else None, side)
 
 
 def counts_epochs(cfg: Config) -> bool:

@@ -20,14 +20,18 @@ from torch import nn
 
 from ...core.checkpoint import newest_checkpoint
 from ...mmdet3.detector import YOLOX
-from .. import annotations, checks, folders, launch, report, where
-from ..configs import asked_lengths, heads_of, length_of, listed, text_of
+from .. import annotations, checks, folders, launch, report, start, where
+from ..annotations import Checked
+from ..configs import asked_lengths, heads_of, in_words, length_of, listed, text_of
 from ..messages import InputError, described
+from ..start import Ready, check_start, own_classes
 from . import checks as parts
-from .config import load_config
+from .config import adopt_classes, load_config, read_split
 from .data import sources
 from .log import read_log
-from .recipe import check_recipe, counts_epochs, log_often, schedule
+from .recipe import change_size, check_recipe, counts_epochs, log_often, schedule
+
+__all__ = ["CACHE", "MORE_WORKERS", "Training", "check", "check_data", "configure", "describe", "read_split"]
 
 # Options for a training that waits for data.
 MORE_WORKERS, CACHE = "train_dataloader.num_workers=N", "train_dataloader.dataset.cache=ram"
@@ -36,11 +40,14 @@ MORE_WORKERS, CACHE = "train_dataloader.num_workers=N", "train_dataloader.datase
 def configure(args: argparse.Namespace) -> Config:
     """The config with everything the options say, except what depends on the size of the data set (`schedule`)."""
     cfg = load_config(args)
+    adopt_classes(cfg, lambda: own_classes(args))
     for key in ("train_dataloader", "train_cfg", "optim_wrapper"):
         if not isinstance(cfg.get(key), dict):
             raise InputError(f"--config {args.config} has no {key}")
     if "max_epochs" not in cfg.train_cfg and "max_iters" not in cfg.train_cfg:
         raise InputError(f"--config {args.config} has neither max_epochs nor max_iters in train_cfg")
+    if args.img_size:
+        change_size(cfg, args.img_size)
     if args.batch_size:
         cfg.train_dataloader.batch_size = args.batch_size
     if args.amp:
@@ -65,14 +72,15 @@ def configure(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def check(args: argparse.Namespace, cfg: Config) -> None:
-    """Raises InputError for whatever would fail later, or overwrite something."""
+def check(args: argparse.Namespace, cfg: Config) -> Ready:
+    """What is there to begin with. Raises InputError for whatever would fail later, or overwrite something."""
     checks.check_devices(cfg.device, args.devices)
     parts.check_autocast(cfg, args.amp)
     check_recipe(args, cfg)
     built = parts.check_parts(cfg)
     splits = ("train",) if cfg.val_dataloader is None else ("train", "val")
-    labels = check_data(args, cfg, splits)
+    data = check_data(args, cfg, splits)
+    ready = check_start(args, data, built.model)
     if "val" in splits:
         parts.check_evaluation(cfg)
     work_dir = Path(cfg.work_dir)
@@ -81,13 +89,21 @@ def check(args: argparse.Namespace, cfg: Config) -> None:
     checks.check_initial_weights(built.model, "load_from", cfg.load_from)
     newest = newest_checkpoint(work_dir) if args.resume else None
     if newest:
-        checks.check_resumable(built, "--resume", newest, length_of(args, cfg.train_cfg), labels)
+        checks.check_resumable(built, "--resume", newest, length_of(args, cfg.train_cfg), data.labels)
     elif cfg.resume and "://" not in cfg.load_from:
-        checks.check_resumable(built, "load_from", Path(cfg.load_from), length_of(args, cfg.train_cfg), labels)
+        checks.check_resumable(built, "load_from", Path(cfg.load_from), length_of(args, cfg.train_cfg), data.labels)
+    return ready
 
 
-def check_data(args: argparse.Namespace, cfg: Config, splits: Sequence[str]) -> dict[str, int]:
-    """Each class's label; raises InputError for annotations and images that MMDetection cannot train on."""
+def describe(args: argparse.Namespace, cfg: Config, ready: Ready) -> str:
+    """What this command is going to do, in a few lines."""
+    batch = cfg.train_dataloader.get("batch_size", 1)
+    length = in_words(length_of(args, cfg.train_cfg))
+    return start.describe(args.config, cfg.device, args.devices, batch, length, cfg.work_dir, ready)
+
+
+def check_data(args: argparse.Namespace, cfg: Config, splits: Sequence[str]) -> Checked:
+    """What is there to train on; raises InputError for annotations and images that MMDetection cannot train on."""
     return annotations.check_data(sources(cfg, splits), args.data_path.absolute(), heads_of(cfg))
 
 

@@ -1,0 +1,84 @@
+"""--val-fraction: the images of one annotation file shared out to training and validation."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import annotations
+from .layouts import Layout, Part
+from .messages import InputError
+
+FOLDER = "split"  # in the work directory
+
+
+class Split(NamedTuple):
+    """The two annotation files that are to be, as JSON, and how they came about."""
+
+    train: str
+    val: str
+
+    def files(self, work_dir: Path) -> dict[Path, str]:
+        """The text of each file of this split."""
+        parts = split_parts(work_dir, Path())
+        return {parts["train"].annotations: self.train, parts["val"].annotations: self.val}
+
+
+def split_parts(work_dir: Path, images: Path) -> dict[str, Part]:
+    """What each split of a config reads then, from the one folder of images."""
+    train, val = (Part(work_dir.absolute() / FOLDER / f"{name}.json", images) for name in ("train", "val"))
+    return {"train": train, "val": val, "test": val}
+
+
+def plan_split(root: Path, layout: Layout, fraction: float, seed: int) -> Split:
+    """A share `fraction` of the images of each class for validation, drawn with `seed`, each image as a whole.
+
+    Raises:
+        InputError: the data set is split already, or so small that training or validation would have no image.
+    """
+    if layout.is_split:
+        raise InputError(f"--val-fraction: --data-path {root} is split already, as {layout.name}")
+    path = layout.train.annotations
+    content = annotations.read_annotations(path)
+    val = draw_images(content["images"], content["annotations"], fraction, random.Random(seed))
+    if not 0 < len(val) < len(content["images"]):
+        raise InputError(
+            f"--val-fraction={fraction:g} leaves {len(val)} of the {len(content['images'])} images of {path} for"
+            " validation: both it and the training need one"
+        )
+    record = {"file": path.name, "val_fraction": fraction, "seed": seed}
+    texts = []
+    for in_val in (False, True):
+        part: dict[str, Any] = {**content, "split": record}
+        part["images"] = [image for image in content["images"] if (image["id"] in val) == in_val]
+        part["annotations"] = [entry for entry in content["annotations"] if (entry["image_id"] in val) == in_val]
+        texts.append(json.dumps(part))
+    return Split(*texts)
+
+
+def draw_images(images: list[Any], boxes: list[Any], fraction: float, rng: random.Random) -> set[Any]:
+    """The ids of the images for validation: the rarest classes choose first, as in iterative stratification (Sechidis,
+    Tsoumakas, Vlahavas, 2011), and images without boxes last."""
+    classes: dict[Any, set[Any]] = {image["id"]: set() for image in images}
+    for entry in boxes:
+        if entry["image_id"] in classes:
+            classes[entry["image_id"]].add(entry["category_id"])
+    for found in classes.values():
+        found.update([] if found else [None])
+    order = list(classes)
+    rng.shuffle(order)
+    counts = Counter(name for found in classes.values() for name in found)
+    # How many more images of each class validation is to get.
+    wanted = {name: round(count * fraction) for name, count in counts.items()}
+    val, decided = set(), set()
+    for name in sorted(counts, key=lambda name: (name is None, counts[name], str(name))):
+        for image in order:
+            if name not in classes[image] or image in decided:
+                continue
+            decided.add(image)
+            if wanted[name] > 0:
+                val.add(image)
+                for other in classes[image]:
+                    wanted[other] -= 1
+    return val
