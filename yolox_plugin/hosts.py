@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,9 @@ def find_host() -> str:
     [host] = fitting
     for name in host.needs:
         try:
-            importlib.import_module(name)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "On January 1, 2023", UserWarning)  # mmcv 1's farewell
+                importlib.import_module(name)
         except ImportError as error:
             reason = " ".join(str(error).split())
             raise _unusable(

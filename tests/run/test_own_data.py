@@ -1,9 +1,11 @@
 """Data sets of one's own: layouts, classes and a split found from annotations; recipes and weights that fit them."""
 
 import json
+import logging
 import random
 import re
 import shutil
+import warnings
 from collections import Counter
 
 import pytest
@@ -14,7 +16,7 @@ from tiny import HOST, sentence, small
 from yolox_plugin import Detector
 from yolox_plugin.core.checkpoint import read_checkpoint
 from yolox_plugin.run import evaluate as testing
-from yolox_plugin.run import splits
+from yolox_plugin.run import splits, terminal
 from yolox_plugin.run import train as training
 from yolox_plugin.run.demo_data import CLASSES
 from yolox_plugin.run.saved_config import values_in
@@ -80,8 +82,10 @@ def make(data, tmp_path):
 
 
 @pytest.fixture
-def train(tmp_path, capfd):
-    """Runs a training: the exit status, what it printed, and its errors."""
+def train(tmp_path, capfd, monkeypatch):
+    """Runs a training, with a log of its own: the exit status, what it printed, and its errors."""
+    if HOST == "mmdet2":  # which has one log for all trainings of a process
+        monkeypatch.setattr("mmcv.utils.logging.logger_initialized", {})
 
     def run(root, *options, standard=STANDARD):
         status = training.main([f"--data-path={root}", f"--work-dir={tmp_path / 'run'}", *standard, *options])
@@ -108,7 +112,11 @@ def test_from_annotations_to_detections_without_a_config(make, train, tmp_path, 
     status, out, err = train(root, *options)
     assert status == 0, err[-3000:]
     assert re.search(r"^classes +5, with boxes: disc \d+, square \d+, triangle \d+, star \d+, ring \d+$", out, re.M)
-    assert re.search(r"^training +yolox_nano_8x8_300e_coco, 1 epochs, 4 images at a time on 1 cpu$", out, re.M)
+    assert re.search(r"^training +yolox_nano_8x8_300e_coco, 1 epoch, 4 images at a time on 1 cpu$", out, re.M)
+    [log] = tmp_path.glob("run/**/*.log")
+    for hidden in ("before and after calling `init_weights`", "before_train_epoch:"):
+        assert hidden in log.read_text() and hidden not in out + err
+    assert re.search(r"Epoch.*\bloss\b", out + err)
     result = json.loads((tmp_path / "run/result.json").read_text())
     weights = read_checkpoint(newest(tmp_path / "run"))
     assert weights["state_dict"]["bbox_head.multi_level_conv_cls.0.weight"].shape[0] == len(CLASSES)
@@ -356,10 +364,41 @@ def test_a_training_begins_with_the_weights(data, train, tmp_path):
         if name.endswith("running_var"):
             value.add_(1)
     torch.save(as_megvii(state), tmp_path / "coco.pth")
-    rate = "optim_wrapper.optimizer.lr" if HOST == "mmdet3" else "optimizer.lr"
-    status, _, err = train(data, f"--load-from={tmp_path / 'coco.pth'}", "--cfg-options", f"{rate}=0.0")
+    still = ["optim_wrapper.optimizer.lr=0.0", "param_scheduler=None"] if HOST == "mmdet3" else ["optimizer.lr=0.0"]
+    status, _, err = train(data, f"--load-from={tmp_path / 'coco.pth'}", "--cfg-options", *still)
     assert status == 0, err[-3000:]
     found = read_checkpoint(newest(tmp_path / "run"))["state_dict"]
     for name, value in state.items():
         if name.endswith(".weight") and "multi_level_conv_cls" not in name:
-            torch.testing.assert_close(found[name], value, msg=name)  # averaged with themselves
+            torch.testing.assert_close(
+                found[name], value, msg=lambda text, name=name: f"{name}: {text}"
+            )  # averaged with themselves
+
+
+def test_warnings_of_libraries_go_to_the_log(tmp_path, recwarn):
+    """Those before there is one, too; the user's own stay on the terminal."""
+    logger = logging.Logger("run")
+    with terminal.libraries_warnings_kept() as kept:
+        warnings.warn_explicit("early", UserWarning, "/lib/torch/utils/data/dataloader.py", 7)
+        logger.addHandler(logging.FileHandler(tmp_path / "run.log"))
+        kept.write_to(logger)
+        warnings.warn_explicit("late", UserWarning, "/lib/mmcv/parallel.py", 9)
+        warnings.warn_explicit("mine", UserWarning, "/home/me/torch_parts/losses.py", 3)
+    lines = (tmp_path / "run.log").read_text()
+    assert "dataloader.py:7: UserWarning: early" in lines and "late" in lines and "mine" not in lines
+    assert [str(found.message) for found in recwarn] == ["mine"]
+
+
+def test_what_is_on_the_terminal(monkeypatch):
+    def shown(text, level=logging.INFO):
+        return bool(progress.filter(logging.LogRecord("mmdet", level, "x.py", 1, text, None, None)))
+
+    clock = iter([0.0, 0.0, 5.0, 11.0, 11.0]).__next__
+    monkeypatch.setattr(terminal.time, "monotonic", clock)
+    progress = terminal.Progress()
+    assert shown("Epoch [1][10/31]\tlr: 1e-3")
+    assert not shown("Epoch(train)  [1][20/31]  lr: 1e-3")
+    assert shown("Iter [30/31]\tlr: 1e-3")
+    assert not shown("Hooks will be executed in the following order:")
+    assert shown("Epoch(val) [8][60]\tbbox_mAP: 0.1") and shown("resumed epoch 2, iter 10")
+    assert shown("anything", logging.WARNING)

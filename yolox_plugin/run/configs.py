@@ -69,7 +69,9 @@ def length_of(args: argparse.Namespace, runner: Any) -> dict[str, int]:
 
 def in_words(length: dict[str, int]) -> str:
     """What `length_of` says."""
-    return " ".join(f"{number} {'iteration' if unit == 'iter' else unit}s" for unit, number in length.items()) or "once"
+    names = {"iter": "iteration", "epoch": "epoch"}
+    words = [f"{number} {names[unit]}{'s' if number > 1 else ''}" for unit, number in length.items()]
+    return " ".join(words) or "once through the data"
 
 
 def asked_lengths(args: argparse.Namespace, runner: Any, per_epoch: int) -> tuple[int | None, int | None]:

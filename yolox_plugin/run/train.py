@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from ..core.checkpoint import newest_checkpoint
 from ..hosts import find_host
-from . import folders, initial_weights, launch, report, where
+from . import folders, initial_weights, launch, report, terminal, where
 from . import start as starting
 from .messages import InputError, warn
 from .options import add_options, options_of, positive, share, size, user_path, whole
@@ -112,8 +112,8 @@ def train(args: argparse.Namespace, cfg: Any, start: float, resume: bool) -> Non
         InputError: for what shows only in the data set; nothing has been written then.
     """
     work_dir = Path(cfg.work_dir)
-    with launch.joined(cfg.device) as (rank, world_size):
-        training = host.Training(args, cfg)
+    with terminal.libraries_warnings_kept() as kept, launch.joined(cfg.device) as (rank, world_size):
+        training = host.Training(args, cfg, kept)
         with claimed(work_dir, resume, training.text) if rank == 0 else contextlib.nullcontext():
             outcome = training.run(agreed(newest_checkpoint(work_dir)) if resume else None)
             if rank == 0:

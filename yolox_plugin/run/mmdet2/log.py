@@ -1,9 +1,16 @@
 """What MMDetection 2.28 writes down while it trains."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmcv.utils import get_logger
+from mmcv.utils import logging as mmcv_logging
+
 from ..report import parse_log
+from ..terminal import show_progress_alone
 
 
 def read_log(work_dir: Path, by_epoch: bool = True) -> list[dict[str, Any]]:
@@ -27,6 +34,23 @@ def read_log(work_dir: Path, by_epoch: bool = True) -> list[dict[str, Any]]:
     for line in log:
         line["at"] = line["epoch"] - 1 + line["iter"] / per_epoch if by_epoch else line["iter"]
     return log
+
+
+@contextlib.contextmanager
+def initialization_logged(logger: logging.Logger) -> Iterator[None]:
+    """Within it, what mmcv writes of the initialization, some lines a parameter, goes to the files of `logger`."""
+    other = get_logger(next(iter(mmcv_logging.logger_initialized), "mmcv"))  # the one that mmcv takes
+    files = [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
+    added = [handler for handler in files if handler not in other.handlers]
+    if other is not logger:
+        show_progress_alone(other)
+    for handler in added:
+        other.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in added:
+            other.removeHandler(handler)
 
 
 def seed_of(log: Path) -> int | None:

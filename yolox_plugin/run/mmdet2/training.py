@@ -29,10 +29,11 @@ from ..annotations import Checked
 from ..configs import asked_lengths, heads_of, in_words, length_of, listed, text_of
 from ..messages import described
 from ..start import Ready, check_start, own_classes
+from ..terminal import Warnings, show_progress_alone
 from . import checks as parts
 from .config import adopt_classes, load_config, read_split
 from .data import sources
-from .log import read_log, seed_of
+from .log import initialization_logged, read_log, seed_of
 from .recipe import change_size, check_lengths, check_recipe, log_often, schedule
 
 __all__ = ["CACHE", "MORE_WORKERS", "Training", "check", "check_data", "configure", "describe", "read_split"]
@@ -178,13 +179,16 @@ def labels_of(dataset: Any) -> dict[str, list[str]]:
 class Training:
     """One process of a training: data set, model and recipe."""
 
-    def __init__(self, args: argparse.Namespace, cfg: Config) -> None:
+    def __init__(self, args: argparse.Namespace, cfg: Config, kept: Warnings) -> None:
         """Builds them; nothing is written.
+
+        Args:
+            kept: what is to be written into the log.
 
         Raises:
             InputError: for what shows only in the data set.
         """
-        self.args, self.cfg = args, cfg
+        self.args, self.cfg, self.kept = args, cfg, kept
         self.rank, self.world_size = get_dist_info()
         prepare_parallel(
             gradient_as_bucket_view=cfg.device == "npu" and OPTIMIZERS.get(str(cfg.optimizer.get("type"))) is SGD,
@@ -211,8 +215,11 @@ class Training:
         stamp = time.strftime("%Y%m%d_%H%M%S")
         log_file = str(work_dir / f"{stamp}.log") if self.rank == 0 else None
         logger = get_root_logger(log_file=log_file, log_level=cfg.log_level)
+        show_progress_alone(logger)
+        self.kept.write_to(logger)
         logger.info(", ".join(f"{name} {value}" for name, value in report.versions().items()))
-        model.init_weights()
+        with initialization_logged(logger):
+            model.init_weights()
         if isinstance(model, YOLOX):  # built for the device that MMDetection would choose
             model.prepare_for(cfg.device)
         if cfg.device != "npu" and cfg.get("channels_last"):

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from mmdet.registry import HOOKS
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook, RuntimeInfoHook
+from mmengine.logging import MMLogger
 from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 from torch import nn
 
@@ -25,6 +26,7 @@ from ..annotations import Checked
 from ..configs import asked_lengths, heads_of, in_words, length_of, listed, text_of
 from ..messages import InputError, described
 from ..start import Ready, check_start, own_classes
+from ..terminal import Warnings, show_progress_alone
 from . import checks as parts
 from .config import adopt_classes, load_config, read_split
 from .data import sources
@@ -185,7 +187,14 @@ def measure_step(runner: Runner, batch: Any, device: str, rank: int) -> dict[str
 
 
 class _Runner(Runner):
-    """mmengine's, without a second copy of the config, which the command has written already."""
+    """mmengine's, without a second copy of the config, which the command has written already, and with a terminal that
+    shows how far it is."""
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """See mmengine. The terminal gets less than the file."""
+        logger = super().build_logger(*args, **kwargs)
+        show_progress_alone(logger)
+        return logger
 
     def dump_config(self) -> None:
         """See mmengine."""
@@ -194,13 +203,16 @@ class _Runner(Runner):
 class Training:
     """One process of a training: data set, model and recipe."""
 
-    def __init__(self, args: argparse.Namespace, cfg: Config) -> None:
+    def __init__(self, args: argparse.Namespace, cfg: Config, kept: Warnings) -> None:
         """Builds them; nothing is written.
+
+        Args:
+            kept: what is to be written into the log.
 
         Raises:
             InputError: for what shows only in the data set.
         """
-        self.args, self.cfg = args, cfg
+        self.args, self.cfg, self.kept = args, cfg, kept
         self.rank, self.world_size = launch.rank_and_world_size()
         randomness = {key: value for key, value in cfg.randomness.items() if key != "seed"}
         set_random_seed(args.seed, **randomness)
@@ -248,6 +260,7 @@ class Training:
         if newest:
             given |= {"resume": True, "load_from": str(newest)}
         runner = _Runner(**given)
+        self.kept.write_to(runner.logger)
         runner.logger.info(", ".join(f"{name} {value}" for name, value in report.versions().items()))
         with contextlib.suppress(Enough):
             runner.train()

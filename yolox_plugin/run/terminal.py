@@ -1,0 +1,79 @@
+"""What of a training's log is on the terminal: how far it is. All of it, and the warnings of libraries, is in the log
+file."""
+
+import contextlib
+import functools
+import logging
+import logging.handlers
+import re
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+SECONDS = 10  # between two lines of progress
+# How MMDetection's lines begin that are for who waits: progress, evaluations, where a training goes on or ends.
+_TRAINED = re.compile(r"(Epoch|Iter)(\(train\))? +\[")
+_OTHER = re.compile(r"(Epoch|Iter)\((val|test)\)|[Rr]esumed |stopped after |Load checkpoint ")
+# Those whose warnings are about themselves, of which nobody can do anything on the terminal.
+LIBRARIES = re.compile(r"/(mmcv|mmdet|mmengine|torch|pycocotools)/")
+
+
+class Progress(logging.Filter):
+    """Lets through lines of progress, one every so many seconds, evaluations, warnings and errors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown = -float(SECONDS)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging."""
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING or _OTHER.match(text):
+            return True
+        if not _TRAINED.match(text) or time.monotonic() - self.shown < SECONDS:
+            return False
+        self.shown = time.monotonic()
+        return True
+
+
+def show_progress_alone(logger: logging.Logger) -> None:
+    """Of what this logger writes to its files, the terminal gets what `Progress` lets through."""
+    for handler in logger.handlers:
+        if not isinstance(handler, logging.FileHandler) and isinstance(handler, logging.StreamHandler):
+            for old in [old for old in handler.filters if isinstance(old, Progress)]:
+                handler.removeFilter(old)
+            handler.addFilter(Progress())
+
+
+class Warnings:
+    """Keeps the warnings of libraries until there is a log file, to which they then go."""
+
+    def __init__(self) -> None:
+        self._kept = logging.handlers.MemoryHandler(capacity=1, flushOnClose=False)
+
+    def write_to(self, logger: logging.Logger) -> None:
+        """From now on, and what has been kept, to the file of this logger, if it has one."""
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                self._kept.setTarget(handler)
+                self._kept.flush()
+
+    def show(self, before: Any, message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
+        """In the place of `warnings.showwarning`, which was `before`."""
+        if not LIBRARIES.search(filename):
+            before(message, category, filename, lineno, *rest)
+            return
+        text = warnings.formatwarning(message, category, filename, lineno).rstrip()
+        self._kept.handle(logging.LogRecord(category.__name__, logging.WARNING, filename, lineno, text, None, None))
+
+
+@contextlib.contextmanager
+def libraries_warnings_kept() -> Iterator[Warnings]:
+    """Within it, warnings in the code of libraries go to a log file; others to the terminal, as ever."""
+    found, before = Warnings(), warnings.showwarning
+    warnings.showwarning = functools.partial(found.show, before)
+    try:
+        yield found
+    finally:
+        warnings.showwarning = before
