@@ -45,12 +45,13 @@ class Checked(NamedTuple):
     files: list[Counts]
 
 
-def check_data(sources: Iterable[Source], root: Path | None, heads: int | None) -> Checked:
+def check_data(sources: Iterable[Source], root: Path | None, heads: int | None, images: bool = True) -> Checked:
     """What is in the annotation files, if they fit the config and every image file has an image's beginning.
 
     Args:
         root: --data-path, if it was given.
         heads: for how many classes the config's head is, if it says so.
+        images: whether image files are looked at.
 
     Raises:
         InputError: something is missing or wrong.
@@ -63,7 +64,7 @@ def check_data(sources: Iterable[Source], root: Path | None, heads: int | None) 
     for source in sources:
         if trained is not None and not source.training and source.path.is_file():
             check_same_classes(source.path, trained.classes, trained.path)
-        files.append(check_file(source, root, heads))
+        files.append(check_file(source, root, heads, images))
         if source.training and list(source.classes) == classes_in(source.path):
             trained = source
         check_labels(known, list(files[-1].boxes), source.path)
@@ -71,7 +72,7 @@ def check_data(sources: Iterable[Source], root: Path | None, heads: int | None) 
     return Checked({name: label for name, (label, _) in known.items()}, files)
 
 
-def check_file(source: Source, root: Path | None, heads: int | None) -> Counts:
+def check_file(source: Source, root: Path | None, heads: int | None, images: bool) -> Counts:
     """Checks an annotation file and its images."""
     path = source.path
     if not path.is_file():
@@ -81,7 +82,8 @@ def check_file(source: Source, root: Path | None, heads: int | None) -> Counts:
     content = check_annotations(source)
     labels = check_classes(source, content["categories"], heads)
     check_gts(source, content)
-    check_images(source.folder, [image["file_name"] for image in content["images"]], path)
+    if images:
+        check_images(source.folder, [image["file_name"] for image in content["images"]], path)
     names = {category["id"]: category["name"] for category in content["categories"]}
     boxes = Counter(names.get(entry["category_id"]) for entry in content["annotations"])
     return Counts(source, len(content["images"]), {name: boxes[name] for name in labels})

@@ -125,8 +125,11 @@ class Detector:
         return Detections(np.ascontiguousarray(found[:, :4]), found[:, 4].copy(), labels, names)
 
 
-def pixels_of(source: Any) -> Any:
+def pixels_of(source: Any, colours: int = cv2.IMREAD_COLOR) -> Any:
     """An array (h, w, 3) uint8 BGR, from a file or as it was given, or why there is none.
+
+    Args:
+        colours: cv2.IMREAD_GRAYSCALE for (h, w) uint8 from a file.
 
     Raises:
         ValueError: for an array that is no such image.
@@ -140,7 +143,7 @@ def pixels_of(source: Any) -> Any:
     except OSError as error:
         return Unreadable(error.strerror or str(error))
     try:
-        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
+        image = cv2.imdecode(content, colours) if len(content) else None
     except cv2.error as error:  # of sizes that it refuses
         return Unreadable(f"OpenCV: {error.err}")
     return Unreadable("no image that OpenCV reads") if image is None else image

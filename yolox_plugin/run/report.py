@@ -15,7 +15,11 @@ import numpy as np
 
 from ..hosts import version_of
 
-COLOURS = ((80, 80, 240), (80, 200, 80), (240, 140, 60), (60, 200, 240), (220, 80, 220))  # BGR, one a class
+# BGR, one a class.
+COLOURS = (
+    (80, 80, 240), (80, 200, 80), (240, 140, 60), (60, 200, 240), (220, 80, 220), (210, 210, 60), (60, 140, 255),
+    (190, 180, 255), (120, 230, 190), (255, 180, 180), (150, 130, 60), (110, 170, 200),
+)  # fmt: skip
 FIGURES = {"mAP": "mAP", "AP50": "mAP_50", "AP75": "mAP_75", "APs": "mAP_s", "APm": "mAP_m", "APl": "mAP_l"}
 
 
@@ -152,13 +156,18 @@ def drawable(detections: Any, shape: Sequence[int]) -> Any:
     return np.hstack([corners, detections[:, 4:]])
 
 
+def colour_of(label: int) -> tuple[int, int, int]:
+    """A class's, BGR."""
+    return COLOURS[label % len(COLOURS)]
+
+
 def draw_boxes(image: Any, results: Sequence[Any], classes: Sequence[str], score_thr: float) -> None:
     """Draws on an image the boxes (x1, y1, x2, y2, score) of each class that have this score or more."""
     size = max(0.35, image.shape[1] / 1500)  # of the letters
     for label, found in enumerate(results):
         for *box, score in drawable(found[found[:, 4] >= score_thr], image.shape):
             x1, y1, x2, y2 = map(round, box)
-            colour = COLOURS[label % len(COLOURS)]
+            colour = colour_of(label)
             cv2.rectangle(image, (x1, y1), (x2, y2), colour, 1, cv2.LINE_AA)
             words = f"{classes[label]} {score:.2f}"
             (w, h), below = cv2.getTextSize(words, cv2.FONT_HERSHEY_SIMPLEX, size, 1)

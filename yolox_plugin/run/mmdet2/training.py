@@ -110,9 +110,9 @@ def describe(args: argparse.Namespace, cfg: Config, ready: Ready) -> str:
     return start.describe(args.config, cfg.device, args.devices, batch, length, cfg.work_dir, ready)
 
 
-def check_data(args: argparse.Namespace, cfg: Config, splits: Sequence[str]) -> Checked:
-    """What is there to train on; raises InputError for annotations and images that MMDetection cannot train on."""
-    return annotations.check_data(sources(cfg, splits), args.data_path.absolute(), heads_of(cfg))
+def check_data(args: argparse.Namespace, cfg: Config, splits: Sequence[str], images: bool = True) -> Checked:
+    """What is there to train on; raises InputError for annotations, and `images`, that MMDetection cannot train on."""
+    return annotations.check_data(sources(cfg, splits), args.data_path.absolute(), heads_of(cfg), images)
 
 
 def iterations_in(dataset: Any, cfg: Config, distributed: bool) -> int:

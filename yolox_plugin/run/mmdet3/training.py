@@ -104,9 +104,9 @@ def describe(args: argparse.Namespace, cfg: Config, ready: Ready) -> str:
     return start.describe(args.config, cfg.device, args.devices, batch, length, cfg.work_dir, ready)
 
 
-def check_data(args: argparse.Namespace, cfg: Config, splits: Sequence[str]) -> Checked:
-    """What is there to train on; raises InputError for annotations and images that MMDetection cannot train on."""
-    return annotations.check_data(sources(cfg, splits), args.data_path.absolute(), heads_of(cfg))
+def check_data(args: argparse.Namespace, cfg: Config, splits: Sequence[str], images: bool = True) -> Checked:
+    """What is there to train on; raises InputError for annotations, and `images`, that MMDetection cannot train on."""
+    return annotations.check_data(sources(cfg, splits), args.data_path.absolute(), heads_of(cfg), images)
 
 
 class Enough(Exception):
@@ -200,6 +200,19 @@ class _Runner(Runner):
         """See mmengine."""
 
 
+def build_loader(args: argparse.Namespace, cfg: Config) -> Any:
+    """The loader of a training, with everything seeded as that begins.
+
+    Raises:
+        InputError: the config's cannot be built.
+    """
+    randomness = {key: value for key, value in cfg.randomness.items() if key != "seed"}
+    set_random_seed(args.seed, **randomness)
+    options = copy.deepcopy(cfg.train_dataloader)
+    return described("train_dataloader", lambda: Runner.build_dataloader(options, seed=args.seed,
+        diff_rank_seed=randomness.get("diff_rank_seed", False)))  # fmt: skip
+
+
 class Training:
     """One process of a training: data set, model and recipe."""
 
@@ -214,11 +227,7 @@ class Training:
         """
         self.args, self.cfg, self.kept = args, cfg, kept
         self.rank, self.world_size = launch.rank_and_world_size()
-        randomness = {key: value for key, value in cfg.randomness.items() if key != "seed"}
-        set_random_seed(args.seed, **randomness)
-        options = copy.deepcopy(cfg.train_dataloader)
-        self.loader = described("train_dataloader", lambda: Runner.build_dataloader(options, seed=args.seed,
-            diff_rank_seed=randomness.get("diff_rank_seed", False)))  # fmt: skip
+        self.loader = build_loader(args, cfg)
         by_epoch = counts_epochs(cfg)
         # Of a loader that never ends, as trainings without epochs have, an epoch is once through the data set.
         self.per_epoch: int = len(self.loader)
