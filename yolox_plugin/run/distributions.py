@@ -57,10 +57,11 @@ def draw_classes(axis: Any, labels: Array, classes: Sequence[str]) -> None:
                      height=0.75)  # fmt: skip
     axis.bar_label(bars, padding=3, fontsize=9)
     axis.set_yticks(range(len(order)), names)
-    axis.set_ylim(max(len(order), 8) - 0.4, -0.6)
+    axis.set_ylim(max(len(order), 15) - 0.4, -0.6)
     axis.margins(x=0.12)
     axis.tick_params(axis="x", labelbottom=False, length=0)
-    axis.spines["bottom"].set_visible(False)
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["left", "bottom"]].set_visible(False)
     rest = len(classes) - len(order)
     more = f", the first {MOST_CLASSES} of {len(classes)}" if rest else ""
     few = int((counts < FEW).sum())
@@ -84,7 +85,7 @@ def draw_sizes(axis: Any, sizes: Array, scale: tuple[int, int], strides: Sequenc
     below = (sizes < min(strides)).mean() if len(sizes) else 0
     axis.set_title(
         f"box sizes at {scale[0]} x {scale[1]}: square root of the area, pixels; {below:.1%} below {min(strides)}\n"
-        f"orange: from a stride's cell to the {CELLS} x {CELLS} cells around a box's centre, in which priors are cheap",
+        f"orange: for each stride, from one cell to the {CELLS} x {CELLS} of SimOTA's centre region",
         loc="left",
     )
 
@@ -108,11 +109,11 @@ def draw_ratios(axis: Any, sides: Array) -> None:
 
 
 def draw_image_sizes(axis: Any, sizes: Array) -> None:
-    """A dot a size, the larger the more images have it."""
+    """A dot a size, of an area in proportion to its images."""
     kinds, counts = np.unique(sizes, axis=0, return_counts=True)
-    axis.scatter(kinds[:, 0], kinds[:, 1], 12 + 600 * counts / counts.max(), color=BLUE, alpha=0.45, lw=0)
+    axis.scatter(kinds[:, 0], kinds[:, 1], 12 + 1500 * counts / counts.sum(), color=BLUE, alpha=0.45, lw=0)
     for (w, h), count in sorted(zip(kinds.tolist(), counts, strict=True), key=lambda kind: -kind[1])[:3]:
-        if count > 1:
+        if count > len(sizes) / 50:
             axis.annotate(f"{w:g} x {h:g}: {count}", (w, h), (9, 6), textcoords="offset points", fontsize=9)
     axis.set_xlim(0, sizes[:, 0].max() * 1.15)
     axis.set_ylim(0, sizes[:, 1].max() * 1.15)

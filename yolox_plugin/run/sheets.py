@@ -16,7 +16,7 @@ from .survey import Array
 
 COLUMNS, ROWS = 4, 4
 GAP, CAPTION, HEAD = 12, 22, 78  # pixels
-PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (120, 120, 120)
+PAPER, INK, FAINT, CELL = (255, 255, 255), (30, 30, 30), (100, 100, 100), (244, 244, 244)
 IN_LEGEND = 14  # classes
 MANY = 40  # boxes, from which on their lines are thin
 
@@ -40,7 +40,7 @@ def write_sheets(
     Args:
         cell: (w, h) of an image there, pixels.
     """
-    paths = []
+    paths: list[Path] = []
     rest = iter(pictures)
     while page := list(islice(rest, COLUMNS * ROWS)):
         first = len(paths) * COLUMNS * ROWS + 1
@@ -63,9 +63,10 @@ def sheet(pictures: Sequence[Picture], classes: Sequence[str], title: str, cell:
         left = GAP + place % COLUMNS * (width + GAP)
         top = HEAD + place // COLUMNS * (height + CAPTION + GAP)
         drawn = draw(picture, classes, cell)
+        pen.rectangle((left, top, left + width - 1, top + height - 1), CELL)
         page.paste(drawn, (left + (width - drawn.width) // 2, top + (height - drawn.height) // 2))
         pen.text((left, top + height + 4), shortened(picture.caption, font(12), width), FAINT, font(12))
-    return np.asarray(page)[:, :, ::-1].copy()
+    return np.array(page)[:, :, ::-1]
 
 
 def draw_legend(

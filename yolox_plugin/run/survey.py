@@ -107,7 +107,7 @@ def see_all(paths: Sequence[Path]) -> list[Seen | Unreadable]:
 def with_sizes(table: Table, seen: Sequence[Seen | Unreadable]) -> Table:
     """The table with the files' sizes where the annotations do not say any."""
     sizes = table.sizes.copy()
-    for place in np.flatnonzero((sizes <= 0).any(1)):
+    for place in np.flatnonzero((sizes <= 0).any(1)).tolist():
         image = seen[place]
         sizes[place] = image.size if isinstance(image, Seen) else (0, 0)
     return table._replace(sizes=sizes)

@@ -21,12 +21,11 @@ KINDS = {
     "box partly outside": "by more than a pixel",
     "tiny box": "a side of less than 2 pixels in the file; of less than 1, MMDetection leaves it out",
     "duplicate box": "nearly the same as another of the same class in the same image",
-    # A prior is spared the 1e5 only if it is in the box and in its centre region. Candidates are the priors in the box
-    # or centre region of any gt, so one is always there: it may just lie anywhere, and costs above 1e5 are told apart
-    # in float32 by 1/128 at best.
-    "box without a prior": "no prior's centre is in it at the training's size, as the image lies there unflipped and"
-    " without mosaic, so SimOTA's cost is above 1e5 everywhere: it may train some other place of the image, and loses"
-    " that to any box around it (`keep_every_gt=True` of the assigner gives it a prior near its centre)",
+    # A prior costs 1e5 more unless it is in the box and in its centre region. Candidates are the priors in the box or
+    # the centre region of any gt, so there always are some: but all at more than 1e5, where float32 tells costs apart
+    # by 1/128 at best, wherever they lie, and the one that is chosen goes to any other box that has it inside.
+    "box without a prior": "no prior's centre is in it at the training's size, unflipped and without mosaic: SimOTA's"
+    " cost is above 1e5 everywhere, and it may train nothing; the assigner's keep_every_gt=True gives it a prior",
 }  # fmt: skip
 
 FEW = 20  # boxes of a class
@@ -77,7 +76,7 @@ def suspicions_of(
 
 def classes_in(tables: Sequence[Table], classes: Sequence[str]) -> Iterator[Suspicion]:
     """Classes with few boxes to train on."""
-    counts = sum(np.bincount(table.label, minlength=len(classes)) for table in tables)
+    counts = np.bincount(np.concatenate([table.label for table in tables]), minlength=len(classes)).tolist()
     files = ", ".join(str(table.source.path) for table in tables)
     for name, count in zip(classes, counts, strict=True):
         if count < FEW:
