@@ -103,7 +103,7 @@ def test_commands_start(python, where, clone, tmp_path):
     root = clone if python != Path(sys.executable) else ROOT
     cwd = root if where == "clone" else tmp_path
     assert succeed(python, "-m", "yolox_ops", cwd=cwd).endswith("self-check: passed\n")
-    for module in ("train", "test", "predict", "demo"):
+    for module in ("train", "test", "predict", "look", "demo"):
         assert "usage: " in succeed(python, "-m", f"yolox_plugin.{module}", "--help", cwd=cwd)
     for script in ("train_full_1p.sh", "test_1p.sh"):
         env = ENV | {"PYTHON": str(python)}

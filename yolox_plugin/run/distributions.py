@@ -11,6 +11,7 @@ from .survey import Array, Table, factors
 from .suspicions import FEW
 
 MOST_CLASSES = 30  # that have a bar
+FEW_CLASSES = 10  # for which there is room beside the sizes
 CELLS = 5  # of a stride, the side of SimOTA's centre region
 BLUE, GREY = "#3b75af", "#8a8a8a"
 
@@ -27,25 +28,34 @@ def draw_statistics(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    with pyplot.rc_context({"axes.titlesize": 11, "axes.titlelocation": "left", "axes.axisbelow": True,
+                            "axes.spines.top": False, "axes.spines.right": False}):  # fmt: skip
+        figure = page_of(tables, classes, scale, strides)
+        figure.savefig(path, dpi=110)
+        pyplot.close(figure)
+
+
+def page_of(tables: Sequence[Table], classes: Sequence[str], scale: tuple[int, int], strides: Sequence[int]) -> Any:
+    """See `draw_statistics`."""
+    from matplotlib import pyplot
+
     labels = np.concatenate([table.label for table in tables])
     sides = np.concatenate([table.boxes[:, 2:] for table in tables])
     sizes = np.concatenate([table.sizes for table in tables])
     factor = np.concatenate([factors(table.sizes, scale)[table.image] for table in tables])
     per_image = np.concatenate([np.bincount(table.image, minlength=len(table.names)) for table in tables])
     sound = (sides > 0).all(1)
-    figure, axes = pyplot.subplot_mosaic([["c", "s", "s"], ["c", "n", "r"], ["c", "i", "i"]], figsize=(15, 11),
-                                         layout="constrained", width_ratios=[1.1, 1, 1])  # fmt: skip
-    figure.suptitle(f"{len(sizes)} images, {len(labels)} boxes, {len(classes)} classes", fontsize=16, weight="bold")
+    few = ["css", "nri"], (15, 8.5)
+    many = ["css", "cnr", "cii"], (15, 11)
+    places, size = few if len(classes) <= FEW_CLASSES else many
+    figure, axes = pyplot.subplot_mosaic([list(row) for row in places], figsize=size, layout="constrained")
+    figure.suptitle(f"images: {len(sizes)}   boxes: {len(labels)}   classes: {len(classes)}", weight="bold", size=15)
     draw_classes(axes["c"], labels, classes)
     draw_sizes(axes["s"], np.sqrt(sides[sound].prod(1)) * factor[sound], scale, strides)
     draw_counts(axes["n"], per_image)
     draw_ratios(axes["r"], sides[sound])
     draw_image_sizes(axes["i"], sizes[(sizes > 0).all(1)])
-    for axis in axes.values():
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.set_axisbelow(True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    return figure
 
 
 def draw_classes(axis: Any, labels: Array, classes: Sequence[str]) -> None:
@@ -57,7 +67,7 @@ def draw_classes(axis: Any, labels: Array, classes: Sequence[str]) -> None:
                      height=0.75)  # fmt: skip
     axis.bar_label(bars, padding=3, fontsize=9)
     axis.set_yticks(range(len(order)), names)
-    axis.set_ylim(max(len(order), 15) - 0.4, -0.6)
+    axis.set_ylim(max(len(order), 5) - 0.4, -0.6)
     axis.margins(x=0.12)
     axis.tick_params(axis="x", labelbottom=False, length=0)
     axis.tick_params(axis="y", length=0)
@@ -65,7 +75,7 @@ def draw_classes(axis: Any, labels: Array, classes: Sequence[str]) -> None:
     rest = len(classes) - len(order)
     more = f", the first {MOST_CLASSES} of {len(classes)}" if rest else ""
     few = int((counts < FEW).sum())
-    axis.set_title(f"boxes a class{more}" + (f" ({few} with less than {FEW})" if few else ""), loc="left")
+    axis.set_title(f"boxes a class{more}" + (f" ({few} with fewer than {FEW})" if few else ""))
 
 
 def draw_sizes(axis: Any, sizes: Array, scale: tuple[int, int], strides: Sequence[int]) -> None:
@@ -86,7 +96,6 @@ def draw_sizes(axis: Any, sizes: Array, scale: tuple[int, int], strides: Sequenc
     axis.set_title(
         f"box sizes at {scale[0]} x {scale[1]}: square root of the area, pixels; {below:.1%} below {min(strides)}\n"
         f"orange: for each stride, from one cell to the {CELLS} x {CELLS} of SimOTA's centre region",
-        loc="left",
     )
 
 
@@ -96,7 +105,8 @@ def draw_counts(axis: Any, counts: Array) -> None:
     step = -(-(most + 1) // 40)
     axis.hist(counts.clip(max=most), np.arange(0, most + 1 + step, step) - 0.5, color=BLUE, rwidth=0.9)
     beyond = f", the last bar up to {counts.max()}" if counts.max() > most else ""
-    axis.set_title(f"boxes an image: median {np.median(counts):g}{beyond}", loc="left")
+    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.set_title(f"boxes an image: median {np.median(counts):g}{beyond}")
 
 
 def draw_ratios(axis: Any, sides: Array) -> None:
@@ -105,7 +115,7 @@ def draw_ratios(axis: Any, sides: Array) -> None:
     axis.hist(ratios.clip(-4, 4), np.linspace(-4, 4, 41), color=BLUE)
     axis.set_xticks(range(-4, 5), ["1:16", "1:8", "1:4", "1:2", "1", "2:1", "4:1", "8:1", "16:1"])
     axis.axvline(0, color=GREY, lw=1, zorder=0)
-    axis.set_title("ratios of boxes, width : height", loc="left")
+    axis.set_title("boxes' width : height")
 
 
 def draw_image_sizes(axis: Any, sizes: Array) -> None:
@@ -115,9 +125,9 @@ def draw_image_sizes(axis: Any, sizes: Array) -> None:
     for (w, h), count in sorted(zip(kinds.tolist(), counts, strict=True), key=lambda kind: -kind[1])[:3]:
         if count > len(sizes) / 50:
             axis.annotate(f"{w:g} x {h:g}: {count}", (w, h), (9, 6), textcoords="offset points", fontsize=9)
-    axis.set_xlim(0, sizes[:, 0].max() * 1.15)
+    axis.set_xlim(0, sizes[:, 0].max() * 1.3)  # room for words
     axis.set_ylim(0, sizes[:, 1].max() * 1.15)
     axis.grid(color="#e6e6e6")
     axis.set_xlabel("width, pixels")
     axis.set_ylabel("height, pixels")
-    axis.set_title(f"image sizes: {len(kinds)} different", loc="left")
+    axis.set_title(f"image sizes: {len(kinds)} different")

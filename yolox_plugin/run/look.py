@@ -103,13 +103,14 @@ def look(args: argparse.Namespace) -> None:
                        for number, (image, boxes, of) in enumerate(islice(made, COUNT), 1)]  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     title = f"training samples of --seed={args.seed}, epoch 1"
-    write_sheets(samples, classes, args.out, "samples", title, (400, 400))
-    write_sheets(spread(trained, COUNT), classes, args.out, "images", "training images", (400, 300))
+    write_sheets(samples, classes, args.out, "samples", title)
+    write_sheets(spread(trained, COUNT), classes, args.out, "images", "training images")
     draw_statistics([table for table, _ in trained], classes, scale, strides, args.out / STATISTICS)
     write_table(args.out / TABLE, found)
     tell(found)
     images, boxes = (sum(map(len, part)) for part in (seen, (table.ids for table in tables)))
-    print(f"{images} images, {boxes} boxes, {len(classes)} classes, {len(found)} suspicious things,"
+    kinds = "1 class" if len(classes) == 1 else f"{len(classes)} classes"
+    print(f"{images} images, {boxes} boxes, {kinds}, {len(found)} suspicious things,"
           f" {time.time() - start:.1f} s: {args.out}")  # fmt: skip
 
 

@@ -15,10 +15,11 @@ from . import report
 from .survey import Array
 
 COLUMNS, ROWS = 4, 4
+WIDTH = 400  # of a picture, pixels
 GAP, CAPTION, HEAD = 12, 22, 78  # pixels
 PAPER, INK, FAINT, CELL = (255, 255, 255), (30, 30, 30), (100, 100, 100), (244, 244, 244)
 IN_LEGEND = 14  # classes
-MANY = 40  # boxes, from which on their lines are thin
+MANY = 80  # boxes, from which on their lines are thin and names stand at large ones alone
 
 FONTS = Path(matplotlib.get_data_path(), "fonts/ttf")  # of more letters than OpenCV's
 
@@ -32,26 +33,28 @@ class Picture(NamedTuple):
     caption: str
 
 
-def write_sheets(
-    pictures: Sequence[Picture], classes: Sequence[str], folder: Path, name: str, title: str, cell: tuple[int, int]
-) -> list[Path]:
-    """Writes name_1.png and so on, as many as it takes, and names them.
-
-    Args:
-        cell: (w, h) of an image there, pixels.
-    """
-    paths: list[Path] = []
+def write_sheets(pictures: Sequence[Picture], classes: Sequence[str], folder: Path, name: str, title: str) -> None:
+    """Writes name_1.png and so on, as many as it takes."""
+    cell = (WIDTH, cell_height([picture.image for picture in pictures]))
     rest = iter(pictures)
-    while page := list(islice(rest, COLUMNS * ROWS)):
-        first = len(paths) * COLUMNS * ROWS + 1
-        numbers = f"{first} to {first + len(page) - 1} of {len(pictures)}"
-        paths.append(folder / f"{name}_{len(paths) + 1}.png")
-        report.write_image(paths[-1], sheet(page, classes, f"{title}, {numbers}", cell))
-    return paths
+    for number in range(1, len(pictures) + 1, COLUMNS * ROWS):
+        page = list(islice(rest, COLUMNS * ROWS))
+        of = f"{title}, {number} to {number + len(page) - 1} of {len(pictures)}"
+        report.write_image(folder / f"{name}_{number // (COLUMNS * ROWS) + 1}.png", sheet(page, classes, of, cell))
+
+
+def cell_height(images: Sequence[Array]) -> int:
+    """Of a picture of the usual ratio, pixels."""
+    ratio = np.median([image.shape[0] / image.shape[1] for image in images]) if images else 1.0
+    return round(WIDTH * float(np.clip(ratio, 0.5, 1.4)))
 
 
 def sheet(pictures: Sequence[Picture], classes: Sequence[str], title: str, cell: tuple[int, int]) -> Array:
-    """A page of at most COLUMNS x ROWS pictures, (h, w, 3) uint8 BGR."""
+    """A page of at most COLUMNS x ROWS pictures, (h, w, 3) uint8 BGR.
+
+    Args:
+        cell: (w, h) of a picture, pixels.
+    """
     width, height = cell
     rows = -(-len(pictures) // COLUMNS)
     size = (GAP + COLUMNS * (width + GAP), HEAD + rows * (height + CAPTION + GAP))
@@ -90,7 +93,8 @@ def draw_legend(
 
 
 def draw(picture: Picture, classes: Sequence[str], cell: tuple[int, int]) -> Image.Image:
-    """A picture as large as the cell allows, with its boxes, the largest first; names where they have room."""
+    """A picture as large as the cell allows, with its boxes, the largest first. Names stand where they have room, and
+    if there is more than one."""
     h, w = picture.image.shape[:2]
     scale = min(cell[0] / w, cell[1] / h)
     size = (max(round(w * scale), 1), max(round(h * scale), 1))
@@ -105,11 +109,11 @@ def draw(picture: Picture, classes: Sequence[str], cell: tuple[int, int]) -> Ima
         pen.rectangle((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), None, rgb(picture.labels[index]), line)
     letters = font(11)
     taken: list[tuple[int, int, int, int]] = []
-    for index in order:
+    for index in order if len(classes) > 1 else ():
         x1, y1, x2, _ = (round(float(side)) for side in boxes[index])
         words = shortened(classes[picture.labels[index]], letters, 110)
         length = round(letters.getlength(words)) + 6
-        if length > max(x2 - x1, 24) * 1.6:
+        if length > (max(x2 - x1, 24) * 1.6 if len(boxes) < MANY else x2 - x1):
             continue
         left, top = min(max(x1, 0), size[0] - length), min(max(y1 - 14, 0), size[1] - 15)
         tag = (left, top, left + length, top + 14)
