@@ -7,10 +7,10 @@ Writes to --out: samples_1.png and so on, training samples with mosaic, mixup an
 images as they are; statistics.png; suspicious.csv, and its beginning is printed. The exit status is 0 whatever is
 found, and 2 if something in the command is wrong (nothing has been written then).
 
-The samples are the first 64 that `python -m yolox_plugin.train` makes in its first epoch with the same config, --seed,
---batch-size and --cfg-options on one device: the pixels, boxes and labels that the loader's workers hand over, to the
-bit, in their order, in the size that the network has until its first change of size. More devices share an epoch out in
-another way; a training whose first epoch is in the closing phase leaves out mosaic and mixup, which are shown here.
+The samples are the first 64 that `python -m yolox_plugin.train` makes, or all of its first epoch, with the same config,
+--seed, --batch-size and --cfg-options on one device: the pixels, boxes and labels that the loader's workers hand over,
+to the bit, in their order, in the size that the network has until its first change of size. More devices share them out
+in another way; a training whose first epoch is in the closing phase leaves out mosaic and mixup, which are shown here.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def look(args: argparse.Namespace) -> None:
             samples = [Picture(image, boxes, of, f"{number}   {len(of)} boxes   {image.shape[1]} x {image.shape[0]}")
                        for number, (image, boxes, of) in enumerate(islice(made, COUNT), 1)]  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
-    title = f"training samples of --seed={args.seed}, epoch 1"
+    title = f"first training samples of --seed={args.seed}"
     write_sheets(samples, classes, args.out, "samples", title)
     write_sheets(spread(trained, COUNT), classes, args.out, "images", "training images")
     draw_statistics([table for table, _ in trained], classes, scale, strides, args.out / STATISTICS)

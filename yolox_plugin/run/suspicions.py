@@ -11,7 +11,7 @@ from .survey import Array, Seen, Table, factors
 # Each kind and what it means, in the order in which they are told.
 KINDS = {
     "unreadable image": "OpenCV cannot read the file: a training ends there",
-    "other image size": "the file's size is another than the annotations say, which boxes are cut and left out by",
+    "other image size": "the file's size is another than the annotations say, by which MMDetection leaves out boxes",
     "image in train and val": "looks as an image of the other split: what is learned by heart counts as found",
     "duplicate image": "looks as another image of the same split",
     "image without boxes": "nothing of the config's classes is in it",
