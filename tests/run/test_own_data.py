@@ -85,7 +85,9 @@ def make(data, tmp_path):
 def train(tmp_path, capfd, monkeypatch):
     """Runs a training, with a log of its own: the exit status, what it printed, and its errors."""
     if HOST == "mmdet2":  # which has one log for all trainings of a process
-        monkeypatch.setattr("mmcv.utils.logging.logger_initialized", {})
+        known = {}
+        for module in ("mmcv.utils.logging", "mmcv.runner.base_module"):
+            monkeypatch.setattr(f"{module}.logger_initialized", known)
 
     def run(root, *options, standard=STANDARD):
         status = training.main([f"--data-path={root}", f"--work-dir={tmp_path / 'run'}", *standard, *options])

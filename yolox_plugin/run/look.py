@@ -1,7 +1,7 @@
 """Shows a data set before it is trained on: what the network will get, what there is of what, and what may be wrong.
 
     python -m yolox_plugin.look --data-path=coco2017
-    python -m yolox_plugin.look --data-path=mine --config=mine.py --out=look
+    python -m yolox_plugin.look --data-path=mine --model=s --out=look
 
 Writes to --out: samples_1.png and so on, training samples with mosaic, mixup and all else; images_1.png and so on,
 images as they are; statistics.png; suspicious.csv, and its beginning is printed. The exit status is 0 whatever is
@@ -31,8 +31,9 @@ from ..hosts import find_host
 from . import folders, launch
 from . import train as training
 from .distributions import draw_statistics
+from .layouts import find_layout
 from .messages import InputError, warn
-from .options import KeyValues, options_of, positive, user_path, whole
+from .options import KeyValues, add_data_options, add_size_option, options_of, positive, user_path, whole
 from .predictor import Unreadable, pixels_of
 from .sheets import Picture, write_sheets
 from .survey import Seen, Table, read_table, scale_of, see_all, with_sizes
@@ -51,9 +52,9 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         "python -m yolox_plugin.look", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_data_options(options)
+    add_size_option(options)
     add = options.add_argument
-    add("--data-path", type=user_path, required=True, metavar="DIR", help="as of yolox_plugin.train")
-    add("--config", default="yolox_m_8x8_300e_coco", metavar="NAME|FILE", help="default: %(default)s")
     add("--out", type=user_path, default=Path("look"), metavar="DIR", help="default: %(default)s")
     add("--seed", type=whole, default=0, help="of the training (default: %(default)s)")
     add("--batch-size", type=positive, metavar="N", help="of the training")
@@ -82,7 +83,9 @@ def look(args: argparse.Namespace) -> None:
     args = argparse.Namespace(**{**vars(defaults), **vars(args)})
     cfg = training.host.configure(args)
     splits = host.splits_of(args, cfg)
-    labels = training.host.check_data(args, cfg, splits, images=False)
+    if not find_layout(args.data_path.absolute()).is_split:
+        splits = ("train",)  # all there is
+    labels = training.host.check_data(args, cfg, splits, images=False).labels
     classes = sorted(labels, key=lambda name: labels[name])
     scale = scale_of(host.training_set(cfg))
     if scale is None:

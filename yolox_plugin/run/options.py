@@ -40,18 +40,8 @@ def add_options(parser: argparse.ArgumentParser, recorded: bool = False) -> None
     Args:
         recorded: whether there is a checkpoint, which says what --data-path and --config do not.
     """
+    add_data_options(parser, recorded)
     add = parser.add_argument
-    here = "default: that of the training" if recorded else ""
-    add("--data-path", type=user_path, required=not recorded, metavar="DIR",
-        help="a data set with COCO's annotations: annotations/instances_{train,val}2017.json with train2017/, val2017/;"
-        " annotations/{train,val}.json with train/, val/; {train,valid}/_annotations.coco.json; or one annotations.json"
-        f" with images/ {f'({here})' if here else ''}")  # fmt: skip
-    config = parser.add_mutually_exclusive_group()
-    config.add_argument("--config", default=None if recorded else STANDARD, metavar="NAME|FILE",
-        help="a config file, or the name of one of MMDetection's or this plugin's; those of MMDetection 2 and of"
-        f" MMDetection 3 are understood by both ({here or 'default: %(default)s'})")  # fmt: skip
-    config.add_argument("--model", dest="config", type=model, metavar="|".join(MODELS),
-                        help="the standard config of this size")  # fmt: skip
     add("--devices", type=positive, default=1, metavar="N", help="processes on this machine, one a device (default: 1)")
     add("--device", choices=("npu", "cuda", "cpu"), help="default: the first of these that is there")
     add("--work-dir", type=user_path, metavar="DIR", help="where everything is written (default: work_dirs/NAME)")
@@ -60,6 +50,27 @@ def add_options(parser: argparse.ArgumentParser, recorded: bool = False) -> None
     several = parser.add_argument_group("several machines", "handed on to torchrun; the same command on each machine")
     for option in TORCHRUN_OPTIONS:
         several.add_argument(option, metavar="...")
+
+
+def add_data_options(parser: argparse.ArgumentParser, recorded: bool = False) -> None:
+    """Those that say what is read, and in which way; see `add_options`."""
+    here = " (default: that of the training)" if recorded else ""
+    parser.add_argument("--data-path", type=user_path, required=not recorded, metavar="DIR",
+        help="a data set with COCO's annotations: annotations/instances_{train,val}2017.json with train2017/, val2017/;"
+        " annotations/{train,val}.json with train/, val/; {train,valid}/_annotations.coco.json; or one annotations.json"
+        f" with images/{here}")  # fmt: skip
+    config = parser.add_mutually_exclusive_group()
+    config.add_argument("--config", default=None if recorded else STANDARD, metavar="NAME|FILE",
+        help="a config file, or the name of one of MMDetection's or this plugin's; those of MMDetection 2 and of"
+        f" MMDetection 3 are understood by both{here or ' (default: %(default)s)'}")  # fmt: skip
+    config.add_argument("--model", dest="config", type=model, metavar="|".join(MODELS),
+                        help="the standard config of this size")  # fmt: skip
+
+
+def add_size_option(parser: argparse.ArgumentParser) -> None:
+    """--img-size."""
+    parser.add_argument("--img-size", type=size, metavar="N",
+        help="side of images in evaluation, a multiple of 32; the recipe's other sizes change with it")  # fmt: skip
 
 
 def model(text: str) -> str:

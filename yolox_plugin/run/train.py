@@ -28,7 +28,7 @@ from ..hosts import find_host
 from . import folders, initial_weights, launch, report, terminal, where
 from . import start as starting
 from .messages import InputError, warn
-from .options import add_options, options_of, positive, share, size, user_path, whole
+from .options import add_options, add_size_option, options_of, positive, share, user_path, whole
 
 # The config, its checks and the training, for the MMDetection that is installed.
 host = importlib.import_module(f".{find_host()}.training", __package__)
@@ -58,8 +58,7 @@ def parser() -> argparse.ArgumentParser:
         help="begin with what fits of this checkpoint, MMDetection's, this plugin's or Megvii's")  # fmt: skip
     add("--val-fraction", type=share, metavar="X",
         help="keep this share of the images of a data set with one annotation file for validation")  # fmt: skip
-    add("--img-size", type=size, metavar="N",
-        help="side of images in evaluation, a multiple of 32; the recipe's other sizes change with it")  # fmt: skip
+    add_size_option(options)
     add("--seed", type=whole, default=0, help="default: %(default)s")
     add("--resume", action="store_true", help="go on from the newest checkpoint in --work-dir, if there is one")
     add("--max-restarts", type=whole, default=0, metavar="N",
