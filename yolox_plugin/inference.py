@@ -22,7 +22,9 @@ class FoldedConvModule(ConvModule):
         """
         if not norm:
             raise RuntimeError("norm must be True for a block whose norm is folded into its convolution, got False")
-        out: Tensor = super().forward(x.to(self.conv.weight.dtype), activate)
+        dtype = self.conv.weight.dtype
+        # Exporters would write down a cast to the same type.
+        out: Tensor = super().forward(x if x.dtype == dtype else x.to(dtype), activate)
         return out
 
 

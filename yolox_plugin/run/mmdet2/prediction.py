@@ -47,11 +47,24 @@ class Network:
         self._pipeline = described("data.test.pipeline", lambda: Compose(steps))
         model = described("model", lambda: load_model(cfg, checkpoint))
         checks.prepare_for_inference(model, self.device, amp)
-        self._network = build_dp(model.eval(), self.device, device_ids=[0])
+        self.model = model.eval()
+        self._network = build_dp(self.model, self.device, device_ids=[0])
 
     def sample(self, image: Any) -> Any:
         """What the model gets of an image, (h, w, 3) uint8 BGR."""
         return self._pipeline({"img": image})
+
+    def images(self, samples: list[Any]) -> torch.Tensor:
+        """What the network sees of samples, `[N, 3, H, W]`, on the CPU.
+
+        Raises:
+            InputError: for a pipeline that makes several images of one.
+        """
+        several = collate(samples, samples_per_gpu=len(samples))["img"]
+        if len(several) != 1:
+            raise InputError(f"the config's data.test.pipeline makes {len(several)} images of one: it should make one")
+        images: torch.Tensor = several[0].data[0]
+        return images
 
     @torch.no_grad()
     def detect(self, samples: list[Any]) -> list[tuple[Any, Any]]:

@@ -3,7 +3,7 @@
 import argparse
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData
 from mmengine.utils import ProgressBar
+from torch import Tensor
 
 from ...core.checkpoint import read_checkpoint
 from .. import annotations, checks, launch, report
@@ -83,6 +85,25 @@ class Evaluation:
                 target = save_dir / path.relative_to(root)
                 report.save_picture(path, results, self.classes, score_thr, target)
         return len(self.dataset)
+
+    def detect_by(self, found_in: Callable[[Tensor], list[tuple[Tensor, Tensor]]]) -> int:
+        """Like `detect`, by something else than the model, which afterwards detects no more.
+
+        Args:
+            found_in: for images `[N, 3, H, W]` each one's boxes `[n, 5]` (x1, y1, x2, y2, score), in their pixels, and
+                labels `[n]`.
+        """
+
+        def predict(images: Tensor, samples: list[Any]) -> list[Any]:
+            found = []
+            for (boxes, labels), sample in zip(found_in(images), samples, strict=True):
+                corners = boxes[:, :4] / boxes.new_tensor([*sample.scale_factor, *sample.scale_factor])
+                found.append(InstanceData(bboxes=corners, scores=boxes[:, 4], labels=labels))
+            predicted: list[Any] = self.model.add_pred_to_datasample(samples, found)
+            return predicted
+
+        self.model.predict = predict
+        return self.detect()
 
     @torch.no_grad()
     def pictures(self) -> Iterator[tuple[Path, list[Any]]]:

@@ -46,16 +46,21 @@ class Network:
         self._pipeline = described("test_dataloader.dataset.pipeline", lambda: Compose(steps))
         model = described("model", lambda: load_model(cfg, checkpoint))
         checks.prepare_for_inference(model, self.device, amp)
-        self._model = model.to(self.device).eval()
+        self.model = model.to(self.device).eval()
 
     def sample(self, image: Any) -> Any:
         """What the model gets of an image, (h, w, 3) uint8 BGR."""
         return self._pipeline({"img": image, "img_id": 0})
 
+    def images(self, samples: list[Any]) -> torch.Tensor:
+        """What the network sees of samples, `[N, 3, H, W]`, on the model's device."""
+        images: torch.Tensor = self.model.data_preprocessor(pseudo_collate(samples), False)["inputs"]
+        return images
+
     @torch.no_grad()
     def detect(self, samples: list[Any]) -> list[tuple[Any, Any]]:
         """For each sample boxes (x1, y1, x2, y2, score), an (n, 5) array, and labels, (n,)."""
-        found = [sample.pred_instances for sample in self._model.test_step(pseudo_collate(samples))]
+        found = [sample.pred_instances for sample in self.model.test_step(pseudo_collate(samples))]
         return [
             (torch.cat([some.bboxes, some.scores[:, None]], 1).float().cpu().numpy(), some.labels.cpu().numpy())
             for some in found
