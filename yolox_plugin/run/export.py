@@ -68,6 +68,8 @@ def check(args: argparse.Namespace) -> None:
         raise InputError("an export needs the package onnx: pip install onnx onnxruntime")
     if args.check is not None and not is_there("onnxruntime"):
         raise InputError("--check needs the package onnxruntime: pip install onnx onnxruntime")
+    if args.check is not None and not args.check.is_dir():
+        raise InputError(f"--check {args.check} is not a folder")
     if os.path.lexists(args.out):
         raise InputError(f"--out {args.out} exists already, and would be overwritten: name another")
     folders.check_folder("--out", args.out)
@@ -103,7 +105,7 @@ def export(args: argparse.Namespace, detector: Detector) -> int:
     if args.check is not None and size != seen.size:
         raise InputError(f"--check needs images of the test pipeline's size: leave --img-size out, or name {seen.size}")
     evaluation = evaluation_of(args) if args.check is not None else None
-    network = Exported(model, size, thresholds, args.nms).eval()
+    network = Exported(model, size, thresholds, args.nms)
     properties = {
         "version": report.versions().get("yolox-ops", "unknown"),
         "classes": detector.classes,

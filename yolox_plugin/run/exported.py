@@ -66,6 +66,7 @@ class Exported(nn.Module):
         generator, (cls_scores, bbox_preds, objectnesses) = head.prior_generator, levels
         flat = flatten(cls_scores, bbox_preds, objectnesses, generator.strides, generator.offset)
         self.register_buffer("priors", flat.priors, persistent=False)
+        self.eval()  # or torch's exporter puts everything back into the mode for training
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Boxes `[N, P, 4]` (x1, y1, x2, y2), pixels, and scores `[N, P, C]`, class times objectness, for images
