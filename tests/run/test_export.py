@@ -146,8 +146,8 @@ def test_check_finds_the_map_of_the_detector(learned, tmp_path, capfd, options):
     found, expected = re.search(r"mAP ([\d.]+) of the file, ([\d.]+) of the detector, 4 images", printed[-2]).groups()
     assert float(found) == pytest.approx(float(expected), abs=0.0005) and float(found) > 0.1
     assert re.match(
-        r".*/model\.onnx: [\d.]+ MB, opset 11, images \[N, 3, 256, 256\] to boxes \[N, 1344, 4\], scores \[N, 1344, 5\].*;"
-        r" from the detector's boxes at most \S+ pixels, from its scores \S+; [\d.]+ ms an image in onnxruntime$",
+        r".*/model\.onnx: [\d.]+ MB, opset 11, images \[N, 3, 256, 256\] to boxes \[N, 1344, 4\], scores \[N, 1344, 5\]"
+        r".*; from the detector's boxes at most \S+ pixels, from its scores \S+; [\d.]+ ms an image in onnxruntime$",
         printed[-1],
     )
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["model.onnx"]
@@ -158,15 +158,19 @@ def test_a_file_that_differs_is_none(learned, tmp_path, capfd, monkeypatch):
     data, _, checkpoint = learned
     own = onnx_file.Session.__call__
 
-    def moved(self, images):
-        boxes, *others = own(self, images)
-        return [boxes + 5, *others]
-
-    monkeypatch.setattr(onnx_file.Session, "__call__", moved)
-    for options, words in (
-        ([], "boxes of the exported network are up to 5 from the detector's"),
-        ([f"--check={data}"], "the exported network has mAP 0."),
+    for options, output, words in (
+        ([], 0, "boxes of the exported network are up to 5"),
+        ([], 1, "scores of the exported network are up to 5 from"),
+        (["--nms"], 2, "detections of the exported network are not those of its boxes"),
+        ([f"--check={data}"], 0, "the exported network has mAP 0."),
     ):
+
+        def moved(self, images, output=output):
+            outputs = own(self, images)
+            outputs[output] += 5
+            return outputs
+
+        monkeypatch.setattr(onnx_file.Session, "__call__", moved)
         assert export(checkpoint, tmp_path / "out.onnx", *options) == 1
         assert words in capfd.readouterr().err
         assert not list(tmp_path.iterdir())
@@ -193,7 +197,9 @@ def test_inputs_that_cannot_be(learned, tmp_path, capfd, monkeypatch):
 
     def saved(name, meta, **changes):
         model = {**entries["model"], **changes}
-        kept = {key: value for key, value in model.items() if not key.startswith(("input_size", "random_size", "size_"))}
+        kept = {
+            key: value for key, value in model.items() if not key.startswith(("input_size", "random_size", "size_"))
+        }
         text = text_of({**entries, "model": kept if changes.get("type") else model}.items())
         torch.save(weights | {"meta": {**meta, "config": text}}, tmp_path / name)
         return tmp_path / name

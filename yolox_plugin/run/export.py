@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import interpolate
 
 from . import annotations, checks, evaluate, folders, launch, report
 from .configs import text_of
@@ -146,10 +147,7 @@ def compared(file: Path, network: Exported, seen: ModelInput, size: tuple[int, i
     session = onnx_file.Session(file)
     if evaluation is not None:
         compare_accuracy(evaluation, session, network)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.full((2, 3, *size), seen.padding)
-    images[0, :, : size[0] // 2] = torch.randint(256, (3, size[0] // 2, size[1]), generator=generator).float()
-    images[1, :, :, : size[1] // 2] = torch.randint(256, (3, size[0], size[1] // 2), generator=generator).float()
+    images = samples(size, seen.padding)
     boxes, scores = (max(pair) for pair in zip(*(onnx_file.compare(session, network, images[:n]) for n in (1, 2)),
                                                strict=True))  # fmt: skip
     milliseconds = session.milliseconds(images[:1])
@@ -157,6 +155,16 @@ def compared(file: Path, network: Exported, seen: ModelInput, size: tuple[int, i
         f"from the detector's boxes at most {boxes:.2g} pixels, from its scores {scores:.2g}; {milliseconds:.1f} ms an"
         " image in onnxruntime"
     )
+
+
+def samples(size: tuple[int, int], padding: float) -> torch.Tensor:
+    """A wide image and a tall one of random colours that flow into each other, as the network sees them: of mere noise,
+    a network makes numbers that float32 has few digits of."""
+    generator = torch.Generator().manual_seed(0)
+    colours = torch.randint(256, (2, 3, 8, 8), generator=generator).float()
+    images = interpolate(colours, size, mode="bilinear").round()
+    images[0, :, size[0] // 2 :] = images[1, :, :, size[1] // 2 :] = padding
+    return images
 
 
 def evaluation_of(args: argparse.Namespace) -> Any:
