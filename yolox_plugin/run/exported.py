@@ -112,7 +112,7 @@ class _Suppression(torch.autograd.Function):
             best, labels = scores[image].max(0)
             places = (best >= thresholds.score).nonzero()[:, 0]
             kept = batched_nms(boxes[image][places], best[places], labels[places], thresholds.iou)
-            places = places[kept[:most]]
+            places = places[kept]  # all, as `detections` cuts an image's; `most` is ONNX's for each class
             found.append(torch.stack([torch.full_like(places, image), labels[places], places], 1))
         return torch.cat(found)
 
