@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add("--nms", action="store_true", help="one output more, of detections after ONNX's NonMaxSuppression")
     add("--opset", type=int, choices=(11, 12, 13), default=11, help="ONNX's version (default: %(default)s)")
     add("--check", type=user_path, metavar="DIR",
-        help="compare mAP of file and detector on the val2017 of this data set, --data-path of yolox_plugin.test")  # fmt: skip
+        help="compare the mAP of file and detector on val2017 of this data set, laid out as COCO 2017")  # fmt: skip
     return options
 
 
