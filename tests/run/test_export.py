@@ -40,7 +40,7 @@ def made(learned, tmp_path_factory):
     assert export(checkpoint, files[0]) == export(checkpoint, files[1], "--nms", "--opset=13") == 0
     detector = Detector(checkpoint, device="cpu")
     pictures = [cv2.imread(str(path)) for path in sorted((data / "val2017").iterdir())]
-    network = detector._network
+    network = detector.network
     return detector, pictures, network.images([network.sample(picture) for picture in pictures]), files
 
 
@@ -64,7 +64,7 @@ def same(rows, expected):
 @pytest.mark.slow
 def test_a_file_has_the_boxes_and_scores_of_mmdetections_own_code(made):
     detector, _, images, (file, _) = made
-    model, session = detector._network.model, onnx_file.Session(file)
+    model, session = detector.network.model, onnx_file.Session(file)
     for count in (1, 3):
         boxes, scores = session(images[:count])
         with torch.no_grad():
@@ -94,7 +94,7 @@ def test_nms_in_the_file_leaves_the_detections_of_the_detector(made, tmp_path):
     # So many at most, and at a threshold that is one of the scores.
     limit = np.float32(detections[0, 1, 4])
     for thresholds, kept in ((Thresholds(0.01, 0.65, 3), 3), (Thresholds(float(limit), 0.65, 0), 2)):
-        network = Exported(detector._network.model, SIZE, thresholds, suppresses=True)
+        network = Exported(detector.network.model, SIZE, thresholds, suppresses=True)
         other = tmp_path / f"{kept}.onnx"
         onnx_file.write(network, other, SIZE, 11, {"version": "0"})
         session = onnx_file.Session(other)
@@ -114,7 +114,7 @@ def test_the_graph_has_the_operators_of_the_docs_and_every_weight_once(made):
         assert {node.op_type for node in model.graph.node} == names
         assert {node.domain for node in model.graph.node} == {""}
         weights = sum(len(weight.raw_data) for weight in model.graph.initializer)
-        assert weights == 4 * sum(value.numel() for value in detector._network.model.parameters())
+        assert weights == 4 * sum(value.numel() for value in detector.network.model.parameters())
         [entry] = model.graph.input
         shapes = {
             value.name: [part.dim_value or part.dim_param for part in value.type.tensor_type.shape.dim]

@@ -19,14 +19,12 @@ from typing import Any
 import torch
 from torch.nn.functional import interpolate
 
-from . import annotations, checks, evaluate, folders, launch, report
-from .configs import text_of
+from . import annotations, evaluate, folders, launch, report
 from .exported import Exported, thresholds_of
 from .messages import InputError, warn
 from .model_input import ModelInput, input_of
 from .options import options_of, positive, user_path
 from .predictor import Detector
-from .saved_config import config_in
 
 MULTIPLE = 32  # of sizes: the largest stride
 
@@ -45,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--nms", action="store_true", help="one output more, of detections after ONNX's NonMaxSuppression")
     add("--opset", type=int, choices=(11, 12, 13), default=11, help="ONNX's version (default: %(default)s)")
     add("--check", type=user_path, metavar="DIR",
-        help="compare the mAP of file and detector on val2017 of this data set, laid out as COCO 2017")  # fmt: skip
+        help="compare the mAP of file and detector on what this data set has for validation")  # fmt: skip
     return options
 
 
@@ -95,9 +93,9 @@ def export(args: argparse.Namespace, detector: Detector) -> int:
     """Writes the file, under its name when it has been compared with the detector; the exit status."""
     from . import onnx_file  # here onnx is known to be there
 
-    model = detector._network.model
+    model = detector.network.model
     Exported(model, (MULTIPLE, MULTIPLE))  # to see whether it is one
-    seen = input_of(detector._network)
+    seen = input_of(detector.network)
     size = (args.img_size[0], args.img_size[-1]) if args.img_size else seen.size
     check_size("the size of the config's test pipeline", size)
     thresholds = thresholds_of(model)
@@ -173,15 +171,9 @@ def evaluation_of(args: argparse.Namespace) -> Any:
     Raises:
         InputError: it cannot be.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        config = args.config
-        if config is None:
-            entries = config_in(checks.content_of("--pth-path", args.pth_path).get("meta") or {}, args.pth_path)
-            config = Path(folder, "config.py")
-            config.write_text(text_of(entries.items()))
-        options = [f"--data-path={args.check}", f"--config={config}", f"--pth-path={args.pth_path}", "--device=cpu"]
-        asked = evaluate.parser().parse_args(options)
-        cfg = evaluate.host.load_config(asked)
+    options = [f"--data-path={args.check}", f"--pth-path={args.pth_path}", "--device=cpu"]
+    asked = evaluate.parser().parse_args([*options, *([f"--config={args.config}"] if args.config else [])])
+    cfg = evaluate.load_config(asked)
     [source] = evaluate.host.check(asked, cfg)
     if not annotations.has_gts(source):
         raise InputError(f"--check: {source.path} has no annotations, so that there is no mAP")

@@ -65,7 +65,7 @@ class Detector:
         entries = host.read_config(config) if config else config_in(meta, path)
         if device is not None:
             checks.check_devices(device, 1)
-        self._network = host.Network(entries, path, device, amp)
+        self.network = host.Network(entries, path, device, amp)
         self.batch_size = batch_size
         self.classes = classes_in(meta)
         if not self.classes:
@@ -104,7 +104,7 @@ class Detector:
             while batch := coming.result():
                 coming = reader.submit(self._read, list(islice(rest, self.batch_size)))
                 samples = [sample for _, _, sample in batch if not isinstance(sample, Unreadable)]
-                found = iter(self._network.detect(samples) if samples else [])
+                found = iter(self.network.detect(samples) if samples else [])
                 for source, pixels, sample in batch:
                     result = sample if isinstance(sample, Unreadable) else self._named(*next(found))
                     yield source, pixels, result
@@ -114,7 +114,7 @@ class Detector:
         read = []
         for source in sources:
             pixels = pixels_of(source)
-            sample = pixels if isinstance(pixels, Unreadable) else self._network.sample(pixels)
+            sample = pixels if isinstance(pixels, Unreadable) else self.network.sample(pixels)
             read.append((source, None if isinstance(pixels, Unreadable) else pixels, sample))
         return read
 
