@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections import Counter
 
+import pycocotools.coco
 import pytest
 import torch
 from mmdet.datasets import CocoDataset
@@ -377,18 +378,22 @@ def test_a_training_begins_with_the_weights(data, train, tmp_path):
             )  # averaged with themselves
 
 
-def test_warnings_of_libraries_go_to_the_log(tmp_path, recwarn):
+def test_what_libraries_tell_goes_to_the_log(tmp_path, recwarn, capsys):
     """Those before there is one, too; the user's own stay on the terminal."""
     logger = logging.Logger("run")
-    with terminal.libraries_warnings_kept() as kept:
+    with terminal.libraries_kept() as kept:
         warnings.warn_explicit("early", UserWarning, "/lib/torch/utils/data/dataloader.py", 7)
         logger.addHandler(logging.FileHandler(tmp_path / "run.log"))
         kept.write_to(logger)
         warnings.warn_explicit("late", UserWarning, "/lib/mmcv/parallel.py", 9)
         warnings.warn_explicit("mine", UserWarning, "/home/me/torch_parts/losses.py", 3)
+        pycocotools.coco.COCO().createIndex()
     lines = (tmp_path / "run.log").read_text()
     assert "dataloader.py:7: UserWarning: early" in lines and "late" in lines and "mine" not in lines
     assert [str(found.message) for found in recwarn] == ["mine"]
+    assert "index created!" in lines and capsys.readouterr() == ("", "")
+    pycocotools.coco.COCO().createIndex()
+    assert "index created!" in capsys.readouterr().out
 
 
 def test_what_is_on_the_terminal(monkeypatch):

@@ -1,5 +1,4 @@
-"""What of a training's log is on the terminal: how far it is. All of it, and the warnings of libraries, is in the log
-file."""
+"""What of a training's log is on the terminal: how far it is. All of it, and what libraries tell, is in its file."""
 
 import contextlib
 import functools
@@ -10,6 +9,8 @@ import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
+
+import pycocotools.coco
 
 SECONDS = 10  # between two lines of progress
 # How MMDetection's lines begin that are for who waits: progress, evaluations, where a training goes on or ends.
@@ -46,34 +47,44 @@ def show_progress_alone(logger: logging.Logger) -> None:
             handler.addFilter(Progress())
 
 
-class Warnings:
-    """Keeps the warnings of libraries until there is a log file, to which they then go."""
+class Kept:
+    """Keeps what libraries would tell the terminal until there is a log file, to which it then goes."""
 
     def __init__(self) -> None:
-        self._kept = logging.handlers.MemoryHandler(capacity=1, flushOnClose=False)
+        self._records = logging.handlers.MemoryHandler(capacity=1, flushOnClose=False)
 
     def write_to(self, logger: logging.Logger) -> None:
         """From now on, and what has been kept, to the file of this logger, if it has one."""
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):
-                self._kept.setTarget(handler)
-                self._kept.flush()
+                self._records.setTarget(handler)
+                self._records.flush()
 
-    def show(self, before: Any, message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
+    def warn(self, before: Any, message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
         """In the place of `warnings.showwarning`, which was `before`."""
         if not LIBRARIES.search(filename):
             before(message, category, filename, lineno, *rest)
             return
         text = warnings.formatwarning(message, category, filename, lineno).rstrip()
-        self._kept.handle(logging.LogRecord(category.__name__, logging.WARNING, filename, lineno, text, None, None))
+        self._keep(category.__name__, logging.WARNING, text)
+
+    def print(self, *words: object) -> None:
+        """In the place of `print`."""
+        self._keep("print", logging.INFO, " ".join(map(str, words)))
+
+    def _keep(self, name: str, level: int, text: str) -> None:
+        self._records.handle(logging.LogRecord(name, level, __file__, 0, text, None, None))
 
 
 @contextlib.contextmanager
-def libraries_warnings_kept() -> Iterator[Warnings]:
-    """Within it, warnings in the code of libraries go to a log file; others to the terminal, as ever."""
-    found, before = Warnings(), warnings.showwarning
-    warnings.showwarning = functools.partial(found.show, before)
+def libraries_kept() -> Iterator[Kept]:
+    """Within it, warnings in the code of libraries, and what pycocotools prints of each file, go to a log file; other
+    warnings to the terminal, as ever."""
+    found, before = Kept(), warnings.showwarning
+    warnings.showwarning = functools.partial(found.warn, before)
+    vars(pycocotools.coco)["print"] = found.print
     try:
         yield found
     finally:
         warnings.showwarning = before
+        del vars(pycocotools.coco)["print"]

@@ -111,7 +111,7 @@ def train(args: argparse.Namespace, cfg: Any, start: float, resume: bool) -> Non
         InputError: for what shows only in the data set; nothing has been written then.
     """
     work_dir = Path(cfg.work_dir)
-    with terminal.libraries_warnings_kept() as kept, launch.joined(cfg.device) as (rank, world_size):
+    with terminal.libraries_kept() as kept, launch.joined(cfg.device) as (rank, world_size):
         training = host.Training(args, cfg, kept)
         with claimed(work_dir, resume, training.text) if rank == 0 else contextlib.nullcontext():
             outcome = training.run(agreed(newest_checkpoint(work_dir)) if resume else None)

@@ -26,7 +26,7 @@ from ..annotations import Checked
 from ..configs import asked_lengths, heads_of, in_words, length_of, listed, text_of
 from ..messages import InputError, described
 from ..start import Ready, check_start, own_classes
-from ..terminal import Warnings, show_progress_alone
+from ..terminal import Kept, show_progress_alone
 from . import checks as parts
 from .config import adopt_classes, load_config, read_split
 from .data import sources
@@ -216,7 +216,7 @@ def build_loader(args: argparse.Namespace, cfg: Config) -> Any:
 class Training:
     """One process of a training: data set, model and recipe."""
 
-    def __init__(self, args: argparse.Namespace, cfg: Config, kept: Warnings) -> None:
+    def __init__(self, args: argparse.Namespace, cfg: Config, kept: Kept) -> None:
         """Builds them; nothing is written.
 
         Args:
