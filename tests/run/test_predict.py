@@ -82,6 +82,68 @@ def test_the_command_writes_pictures_and_tables_and_skips_what_is_no_image(learn
     assert predict(data / "val2017/*1.jpg", f"--pth-path={checkpoint}", f"--save-dir={tmp_path / 'one'}") == 0
 
 
+def write_video(path, images, code="mp4v"):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), 10, images[0].shape[1::-1])
+    assert writer.isOpened()
+    for image in images:
+        writer.write(image)
+    writer.release()
+
+
+def read_video(path):
+    reader = cv2.VideoCapture(str(path))
+    frames = [reader.read()[1] for _ in range(int(reader.get(cv2.CAP_PROP_FRAME_COUNT)))]
+    return frames, reader.get(cv2.CAP_PROP_FPS)
+
+
+def test_videos(learned, tmp_path, capfd):
+    """Frame by frame what the images would give, beside images and a second video."""
+    data, _, checkpoint = learned
+    files = sorted((data / "val2017").iterdir())
+    image = cv2.resize(cv2.imread(str(files[0])), (320, 240))
+    write_video(tmp_path / "one.mp4", [image, image[:, ::-1].copy(), image])
+    write_video(tmp_path / "two.avi", [image] * 2, code="MJPG")
+    out = tmp_path / "out"
+    given = [tmp_path / "one.mp4", files[1], tmp_path / "two.avi"]
+    assert predict(*given, f"--pth-path={checkpoint}", f"--save-dir={out}", "--score-thr=0.05", "--batch-size=2") == 0
+    assert " boxes in 6 images, " in capfd.readouterr().out
+    results = json.loads((out / "predictions.json").read_text())
+    read = [frame for name in ("one.mp4", "two.avi") for frame in read_video(tmp_path / name)[0]]
+    detector = Detector(checkpoint)
+    for number, (name, frame) in enumerate([("one.mp4", 0), ("one.mp4", 1), ("one.mp4", 2), (None, None),
+                                            ("two.avi", 0), ("two.avi", 1)]):  # fmt: skip
+        mine = [result for result in results if result["image_id"] == number]
+        if name is None:
+            assert all(result["file_name"] == str(files[1]) and "frame" not in result for result in mine)
+            continue
+        assert all((result["file_name"], result["frame"]) == (str(tmp_path / name), frame) for result in mine)
+        expected = detector(read[number - (number > 3)])
+        scores = [score for score in expected.scores if score >= 0.05]
+        assert [result["score"] for result in mine] == pytest.approx(scores, abs=1e-4)
+    assert len({result["image_id"] for result in results}) > 3
+    for name, count in (("one.mp4", 3), ("two.mp4", 2)):
+        frames, rate = read_video(out / name)
+        assert len(frames) == count and frames[0].shape == (240, 320, 3) and rate == 10
+    rows = list(csv.DictReader((out / "predictions.csv").open()))
+    assert [row["frame"] for row in rows] == [str(result.get("frame", "")) for result in results]
+
+
+def test_a_video_that_ends_early_or_is_none(learned, tmp_path, capfd):
+    data, _, checkpoint = learned
+    image = cv2.resize(cv2.imread(str(next((data / "val2017").iterdir()))), (320, 240))
+    write_video(tmp_path / "cut.avi", [image] * 9, code="MJPG")
+    content = (tmp_path / "cut.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
+    (tmp_path / "none.mp4").write_bytes(b"no video")
+    common = [f"--pth-path={checkpoint}", f"--save-dir={tmp_path / 'out'}"]
+    assert "none.mp4 is no video that OpenCV reads" in sentence(
+        predict(tmp_path / "none.mp4", *common), capfd.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
+    assert predict(tmp_path / "cut.avi", *common) == 0
+    assert "cut.avi: frame " in capfd.readouterr().err
+
+
 TEXT = "classes = ('a',)\nmodel = dict(type='YOLOX', size=(1, 2), more=[dict(a=None, b=-1.5)])\n"
 
 

@@ -1,10 +1,10 @@
 """Detects in images with a trained checkpoint, which has its config in it.
 
-    python -m yolox_plugin.predict --pth-path=work_dirs/mine/latest.pth photographs/ one.jpg 'more/*.png'
+    python -m yolox_plugin.predict --pth-path=work_dirs/mine/latest.pth photographs/ one.jpg 'more/*.png' clip.mp4
 
-Writes to --save-dir: every image with its boxes, in the folders in which it lies; predictions.json, COCO's list of
-results with the names of files and classes beside the numbers; predictions.csv. The exit status is 0 after a complete
-run, 1 if a file was no image, and 2 if something in the command is wrong (nothing has been written then).
+Writes to --save-dir: every image and video with its boxes, in the folders in which it lies; predictions.json, COCO's
+list of results with the names of files and classes beside the numbers; predictions.csv. The exit status is 0 after a
+complete run, 1 if a file was no image, and 2 if something in the command is wrong (nothing has been written then).
 """
 
 import argparse
@@ -14,17 +14,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from . import folders, launch, report
+from . import folders, launch, report, video
 from .messages import InputError, warn
 from .options import options_of, positive, user_path
-from .predictor import Detector, Unreadable
+from .predictor import Detections, Detector, Unreadable
 
 # What is taken from folders.
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -37,7 +38,12 @@ def parser() -> argparse.ArgumentParser:
         "python -m yolox_plugin.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = options.add_argument
-    add("images", nargs="+", metavar="IMAGES", help=f"files, folders ({', '.join(SUFFIXES)}), or patterns")
+    add(
+        "images",
+        nargs="+",
+        metavar="IMAGES",
+        help=f"files, folders ({', '.join(SUFFIXES + video.SUFFIXES)}), or patterns",
+    )
     add("--pth-path", type=user_path, required=True, metavar="FILE", help="the checkpoint")
     add("--config", metavar="NAME|FILE", help="default: the config in the checkpoint")
     add("--save-dir", type=user_path, default=Path("predictions"), metavar="DIR", help="default: %(default)s")
@@ -55,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         places = dict(found_in(args.images))
         check_places(args.save_dir, places)
+        total = sum(video.count_frames(file) if video.is_video(file) else 1 for file in places)
         detector = Detector(args.pth_path, args.config, args.device, args.amp, args.batch_size)
-        return predict(args, detector, places)
+        return predict(args, detector, places, total)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -79,14 +86,17 @@ def found_in(given: Sequence[str]) -> Iterator[tuple[Path, Path]]:
             if not match.is_dir():
                 yield match, writable(Path(match.name))
                 continue
-            inside = sorted(file for file in match.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            known = SUFFIXES + video.SUFFIXES
+            inside = sorted(file for file in match.rglob("*") if file.suffix.lower() in known and file.is_file())
             if not inside:
-                raise InputError(f"{match} has no images ({', '.join(SUFFIXES)})")
+                raise InputError(f"{match} has no images ({', '.join(known)})")
             yield from ((file, writable(file.relative_to(match))) for file in inside)
 
 
 def writable(place: Path) -> Path:
-    """The name of a picture, as a PNG where OpenCV writes no files of this kind."""
+    """The name of a picture, as a PNG where OpenCV writes no files of this kind, or of a video."""
+    if video.is_video(place):
+        return place.with_suffix(video.WRITTEN)
     return place if cv2.haveImageWriter(str(place)) else place.with_name(f"{place.name}.png")
 
 
@@ -105,43 +115,103 @@ def check_places(save_dir: Path, places: dict[Path, Path]) -> None:
         taken[place] = file
 
 
-def predict(args: argparse.Namespace, detector: Detector, places: dict[Path, Path]) -> int:
-    """Detects in every file and writes what was found; the exit status."""
+class Origin(NamedTuple):
+    """Where an image is from."""
+
+    file: Path
+    frame: int | None  # of a video
+
+
+class Pictures:
+    """Writes images with their boxes to their places under `save_dir`; a context."""
+
+    def __init__(self, save_dir: Path, places: dict[Path, Path]) -> None:
+        self._save_dir, self._places = save_dir, places
+        self._video: video.VideoWriter | None = None
+
+    def __enter__(self) -> "Pictures":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._video is not None:
+            self._video.close()
+
+    def write(self, origin: Origin, picture: Any) -> None:
+        """Raises OSError if that cannot be."""
+        path = self._save_dir / self._places[origin.file]
+        if origin.frame is None:
+            report.write_image(path, picture)
+            return
+        if self._video is None or self._video.path != path:
+            self.__exit__()
+            self._video = video.VideoWriter(path, origin.file)
+        self._video.write(picture)
+
+
+def images_in(files: Iterable[Path], origins: deque[Origin]) -> Iterator[Any]:
+    """Each file, or each frame of a video, for a `Detector`; tells `origins` of each."""
+    for file in files:
+        for frame, image in enumerate(video.frames_of(file)) if video.is_video(file) else ((None, file),):
+            origins.append(Origin(file, frame))
+            yield image
+
+
+def predict(args: argparse.Namespace, detector: Detector, places: dict[Path, Path], total: int) -> int:
+    """Detects in every file, with so many images, and writes what was found; the exit status."""
     start, shown = time.time(), 0.0
     results: list[dict[str, Any]] = []
-    rows: list[list[Any]] = []
-    unreadable = 0
-    for number, (file, pixels, found) in enumerate(detector.stream(list(places))):
-        if isinstance(found, Unreadable) or pixels is None:
-            unreadable += 1
-            warn(f"{file}: {found.reason if isinstance(found, Unreadable) else 'no image'}")
-            continue
-        for box, score, label, name in zip(*found, strict=True):
-            if score < args.score_thr:
-                break  # the highest come first
-            x1, y1, x2, y2 = (round(float(value), 2) for value in box)
-            results.append({
-                "image_id": number, "file_name": str(file), "category_id": int(label), "category_name": name,
-                "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)], "score": round(float(score), 5),
-            })  # fmt: skip
-            rows.append([str(file), name, f"{score:.5f}", x1, y1, x2, y2])
-        picture = pixels.copy()
-        scored = np.hstack([found.boxes, found.scores[:, None]])
-        by_class = [scored[found.labels == label] for label in range(max(found.labels, default=-1) + 1)]
-        names = [*detector.classes, *(f"class {n}" for n in range(len(detector.classes), len(by_class)))]
-        report.draw_boxes(picture, by_class, names, args.score_thr)
-        report.write_image(args.save_dir / places[file], picture)
-        if sys.stderr.isatty() and time.time() - shown > 0.2:
-            shown = time.time()
-            print(f"\r{number + 1}/{len(places)} images", end="", file=sys.stderr, flush=True)
+    unreadable = read = 0
+    origins: deque[Origin] = deque()
+    with Pictures(args.save_dir, places) as pictures:
+        for number, (_, pixels, found) in enumerate(detector.stream(images_in(places, origins))):
+            origin = origins.popleft()
+            if isinstance(found, Unreadable) or pixels is None:
+                unreadable += 1
+                warn(f"{origin.file}: {found.reason if isinstance(found, Unreadable) else 'no image'}")
+                continue
+            read += 1
+            results += results_of(number, origin, found, args.score_thr)
+            pictures.write(origin, drawn(pixels, found, detector.classes, args.score_thr))
+            if sys.stderr.isatty() and time.time() - shown > 0.2:
+                shown = time.time()
+                print(f"\r{number + 1}/{total} images", end="", file=sys.stderr, flush=True)
     seconds = time.time() - start
     args.save_dir.mkdir(parents=True, exist_ok=True)
     (args.save_dir / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
     with (args.save_dir / TABLE).open("w", newline="") as file_of_rows:
         table = csv.writer(file_of_rows)
-        table.writerow(["file", "class", "score", "x1", "y1", "x2", "y2"])
-        table.writerows(rows)
-    read = len(places) - unreadable
+        table.writerow(["file", "frame", "class", "score", "x1", "y1", "x2", "y2"])
+        for result in results:
+            x, y, width, height = result["bbox"]
+            corners = [round(number, 2) for number in (x, y, x + width, y + height)]
+            table.writerow(
+                [*(result.get(key, "") for key in ("file_name", "frame", "category_name", "score")), *corners]
+            )
     skipped = f", {unreadable} skipped as no images" if unreadable else ""
     print(f"\r{len(results)} boxes in {read} images{skipped}, {read / seconds:.1f} images/s: {args.save_dir}")
     return int(unreadable > 0)
+
+
+def results_of(number: int, origin: Origin, found: Detections, score_thr: float) -> list[dict[str, Any]]:
+    """The detections in an image of this score or more, as COCO lists them, with the names of file and class."""
+    results = []
+    where = {"file_name": str(origin.file)} | ({} if origin.frame is None else {"frame": origin.frame})
+    for box, score, label, name in zip(*found, strict=True):
+        if score < score_thr:
+            break  # the highest come first
+        x1, y1, x2, y2 = (round(float(value), 2) for value in box)
+        results.append({
+            "image_id": number, **where, "category_id": int(label), "category_name": name,
+            "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)], "score": round(float(score), 5),
+        })  # fmt: skip
+    return results
+
+
+def drawn(pixels: Any, found: Detections, classes: Sequence[str], score_thr: float) -> Any:
+    """A copy of an image with its detections of this score or more."""
+    picture = pixels.copy()
+    scored = np.hstack([found.boxes, found.scores[:, None]])
+    by_class = [scored[found.labels == label] for label in range(max(found.labels, default=-1) + 1)]
+    names = [*classes, *(f"class {n}" for n in range(len(classes), len(by_class)))]
+    report.draw_boxes(picture, by_class, names, score_thr)
+    return picture
