@@ -3,9 +3,10 @@
     python -m yolox_plugin.test --data-path=coco2017 --pth-path=work_dirs/yolox_m_8x8_300e_coco/latest.pth
     python -m yolox_plugin.test ... --devices=8 --batch-size=16 --save-dir=pictures
 
-Prints COCO's figures and writes result.json to --work-dir, which is work_dirs/NAME/test by default. The exit status is
-0 after a complete run, 2 if something in the command is wrong (nothing has been written then), and 1 if the evaluation
-failed.
+Prints COCO's figures and the worst classes, and writes to --work-dir, which is work_dirs/NAME/test by default:
+result.json; classes.csv, figures of each class; confusion.png, what is taken for what; precision_recall.png;
+worst.png, the images with most missed and false boxes. The exit status is 0 after a complete run, 2 if something in the
+command is wrong (nothing has been written then), and 1 if the evaluation failed.
 """
 
 import argparse
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..hosts import find_host
-from . import folders, launch, report
+from . import analysis, folders, launch, report
+from .analysis_pictures import draw_confusion, draw_precision_recall, draw_worst
 from .checks import content_of
 from .layouts import find_layout
 from .messages import InputError, warn
@@ -45,7 +47,13 @@ def parser() -> argparse.ArgumentParser:
     add("--amp", choices=("float32", "bfloat16", "float16"), default="float32",
         help="precision of the convolutions but for the last ones (default: %(default)s)")  # fmt: skip
     add("--save-dir", type=user_path, metavar="DIR", help="every image with its boxes and scores, as a new file")
-    add("--score-thr", type=float, default=0.3, metavar="X", help="what is drawn there (default: %(default)s)")
+    add(
+        "--score-thr",
+        type=float,
+        default=0.3,
+        metavar="X",
+        help="what is drawn there, and what is right, missed or false (default: %(default)s)",
+    )
     return options
 
 
@@ -98,7 +106,7 @@ def check(args: argparse.Namespace, cfg: Any) -> None:
     if args.data_path is not None and source.path == find_layout(args.data_path.absolute()).train.annotations:
         warn(f"{source.path} is not split: what was trained on is in the figures, unless this is other data")
     folders.check_folder("--work-dir", Path(cfg.work_dir))
-    folders.check_replaceable(Path(cfg.work_dir))
+    folders.check_replaceable(Path(cfg.work_dir), analysis.FILES.values())
     if args.save_dir is not None:
         folders.check_pictures(args.save_dir, source.path)
 
@@ -114,6 +122,9 @@ def test(args: argparse.Namespace, cfg: Any) -> None:
         figures = evaluation.figures(found)
     if rank > 0:
         return
+    [source] = host.sources(cfg, ["test"])
+    errors = analysis.analyse(source, evaluation.by_image(found), args.score_thr)
+    analysis.tell(errors)
     work_dir = Path(cfg.work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
     images = len(evaluation.dataset)
@@ -131,4 +142,10 @@ def test(args: argparse.Namespace, cfg: Any) -> None:
         "images_per_second": {"median": rate, "quartiles": [rate, rate], "measurements": 1},
         **figures,
         "seconds": time.time() - start,
+        "analysis": analysis.FILES,
     })  # fmt: skip
+    # After the file that names them, so that another evaluation may replace what an interrupted one has left.
+    analysis.write_table(work_dir / analysis.FILES["classes"], errors)
+    draw_confusion(errors, work_dir / analysis.FILES["confusion"])
+    draw_precision_recall(errors, work_dir / analysis.FILES["precision_recall"])
+    draw_worst(errors, source.folder, work_dir / analysis.FILES["worst"])

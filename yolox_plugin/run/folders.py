@@ -3,8 +3,9 @@
 import filecmp
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import cv2
 
@@ -68,17 +69,23 @@ def write_new(path: Path, write: Callable[[Path], None]) -> None:
         part.unlink(missing_ok=True)
 
 
-def check_replaceable(work_dir: Path) -> None:
-    """Raises InputError if the result.json in `work_dir` is something else than that of an earlier evaluation."""
+def check_replaceable(work_dir: Path, names: Iterable[str]) -> None:
+    """Raises InputError if the result.json in `work_dir` is something else than that of an earlier evaluation, or if a
+    file of one of these names is there that it does not name."""
     path = work_dir / "result.json"
-    if not os.path.lexists(path):
-        return
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or found.get("task") != "test":
-        raise InputError(f"--work-dir {work_dir} has a result.json that would be overwritten: name another")
+    named: Any = None
+    if os.path.lexists(path):
+        try:
+            found = json.loads(path.read_bytes())
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or found.get("task") != "test":
+            raise InputError(f"--work-dir {work_dir} has a result.json that would be overwritten: name another")
+        named = found.get("analysis")
+    earlier = list(named.values()) if isinstance(named, dict) else []
+    for name in names:
+        if os.path.lexists(work_dir / name) and (name not in earlier or not (work_dir / name).is_file()):
+            raise InputError(f"--work-dir {work_dir} has a {name} that would be overwritten: name another")
 
 
 def check_pictures(save_dir: Path, annotations: Path) -> None:

@@ -25,7 +25,7 @@ from . import checks as parts
 from .config import adopt_classes, load_config
 from .data import sources
 
-__all__ = ["Evaluation", "adopt_classes", "check", "load_config"]
+__all__ = ["Evaluation", "adopt_classes", "check", "load_config", "sources"]
 
 
 def check(args: argparse.Namespace, cfg: Config) -> list[Source]:
@@ -125,6 +125,11 @@ class Evaluation:
             return {}
         has_gts = all(map(annotations.has_gts, sources(self.cfg, ["test"])))
         return report.accuracy(self.dataset.evaluate(found, metric="bbox"), has_gts)
+
+    def by_image(self, found: list[Any]) -> dict[Any, list[Any]]:
+        """What `detect` has found, by the image's id: boxes (x1, y1, x2, y2, score), an (n, 5) array for each class."""
+        boxes = [result[0] if isinstance(result, tuple) else result for result in found]  # else with masks
+        return dict(zip(self.dataset.img_ids, boxes, strict=True))
 
     def pictures(self) -> Iterator[tuple[Path, Any]]:
         """The image files, each with the boxes of each class that `detect` has found."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.dist import collect_results
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
@@ -26,7 +27,7 @@ from . import checks as parts
 from .config import adopt_classes, load_config
 from .data import sources
 
-__all__ = ["Evaluation", "adopt_classes", "check", "load_config"]
+__all__ = ["Evaluation", "adopt_classes", "check", "load_config", "sources"]
 
 
 def check(args: argparse.Namespace, cfg: Config) -> list[Source]:
@@ -73,20 +74,25 @@ class Evaluation:
         self.model = load_model(cfg, checkpoint)
         checks.prepare_for_inference(self.model, cfg.device, amp)
 
-    def detect(self, save_dir: Path | None = None, score_thr: float = 0.3) -> int:
-        """Hands the detections in every image to the evaluator; how many images there are.
+    def detect(self, save_dir: Path | None = None, score_thr: float = 0.3) -> list[tuple[Any, list[Any]]]:
+        """Hands the detections in every image to the evaluator. Each one's id and boxes of each class, in the order of
+        the data set; with several processes, on rank 0 only.
 
         Args:
             save_dir: where a picture of each image goes, with its boxes of a score of `score_thr` or more.
         """
         root = Path(self.dataset.data_prefix["img"])
-        for path, results in self.pictures():
+        mine = []
+        for sample in self._samples():
+            results = by_class(sample.pred_instances, len(self.classes))
+            mine.append((sample.img_id, results))
             if save_dir is not None:
-                target = save_dir / path.relative_to(root)
-                report.save_picture(path, results, self.classes, score_thr, target)
-        return len(self.dataset)
+                path = Path(sample.img_path)
+                report.save_picture(path, results, self.classes, score_thr, save_dir / path.relative_to(root))
+        # As mmengine's metrics do, with their files in the current folder.
+        return collect_results(mine, len(self.dataset), "cpu") or []
 
-    def detect_by(self, found_in: Callable[[Tensor], list[tuple[Tensor, Tensor]]]) -> int:
+    def detect_by(self, found_in: Callable[[Tensor], list[tuple[Tensor, Tensor]]]) -> list[Any]:
         """Like `detect`, by something else than the model, which afterwards detects no more.
 
         Args:
@@ -105,9 +111,14 @@ class Evaluation:
         self.model.predict = predict
         return self.detect()
 
-    @torch.no_grad()
     def pictures(self) -> Iterator[tuple[Path, list[Any]]]:
         """This process's image files, each with the boxes of each class that are found in it."""
+        for sample in self._samples():
+            yield Path(sample.img_path), by_class(sample.pred_instances, len(self.classes))
+
+    @torch.no_grad()
+    def _samples(self) -> Iterator[Any]:
+        """This process's images with what is found in them, of which the evaluator has had all."""
         rank, world_size = launch.rank_and_world_size()
         total = len(self.dataset)
         device = self.cfg.device
@@ -121,20 +132,24 @@ class Evaluation:
             self.evaluator.process(data_samples=samples, data_batch=data)
             for sample in samples:
                 if seen < total:  # beyond that, samplers begin again
-                    yield Path(sample.img_path), by_class(sample.pred_instances, len(self.classes))
+                    yield sample
                     if progress is not None:
                         progress.update(min(world_size, total - seen))
                 seen += world_size
         if progress is not None:
             print()
 
-    def figures(self, total: int) -> dict[str, float | None]:
-        """COCO's figures, of what `detect` has found in so many images; on rank 0."""
-        figures = self.evaluator.evaluate(total)
+    def figures(self, found: list[Any]) -> dict[str, float | None]:
+        """COCO's figures, of what `detect` has found and the evaluator has had; on rank 0."""
+        figures = self.evaluator.evaluate(len(self.dataset))
         if launch.rank_and_world_size()[0] > 0:
             return {}
         has_gts = all(map(annotations.has_gts, sources(self.cfg, ["test"])))
         return report.accuracy({name.rpartition("/")[2]: value for name, value in figures.items()}, has_gts)
+
+    def by_image(self, found: list[tuple[Any, list[Any]]]) -> dict[Any, list[Any]]:
+        """What `detect` has found, by the image's id: boxes (x1, y1, x2, y2, score), an (n, 5) array for each class."""
+        return dict(found)
 
 
 def by_class(instances: Any, classes: int) -> list[Any]:
