@@ -100,7 +100,8 @@ def analyse(source: Source, found: Mapping[Any, Sequence[Array]], score_thr: flo
     order = [list(everything.params.catIds).index(id_) for id_ in ids]  # they are sorted there
     precision = everything.eval["precision"][:, :, order, 0]
     precision = np.where(precision > -1, precision, np.nan)
-    certain = [detection for detection in detections if detection["score"] >= score_thr]
+    least = float(np.float32(score_thr))  # as scores are, and as they are compared where boxes are drawn
+    certain = [detection for detection in detections if detection["score"] >= least]
     limits = {"iouThrs": np.array([IOU]), "maxDets": [max(len(certain), 1)]}
     near = _evaluated(SlowCOCOeval, gts, certain, ids, **limits)  # the fast one keeps no matches
     images, confusion, missed, false = _matched(near, gts, {id_: label for label, id_ in enumerate(ids)})

@@ -31,9 +31,8 @@ def draw_confusion(found: Analysis, path: Path) -> None:
     for cells, colours in ((right, "Blues"), (~right, "Oranges")):
         axis.imshow(np.ma.masked_array(shares, ~cells | (counts == 0)), cmap=colours, vmin=0, vmax=1)
     for row, column in np.argwhere(counts > 0):
-        size = min(10, 34 / (len(str(counts[row, column])) + 1)) if n > 8 else 11
         dark = shares[row, column] > 0.6
-        axis.text(column, row, counts[row, column], ha="center", va="center", fontsize=size,
+        axis.text(column, row, counts[row, column], ha="center", va="center", fontsize=8 if n > 8 else 11,
                   color="white" if dark else "#222222")  # fmt: skip
     axis.set_xticks(range(n + 1), [*names, "missed"], rotation=90 if n > 8 else 30, ha="center" if n > 8 else "left")
     axis.set_yticks(range(n + 1), [*names, "background"])
