@@ -17,6 +17,8 @@ from yolox_plugin.run import analysis, report
 from yolox_plugin.run import evaluate as testing
 from yolox_plugin.run.analysis_pictures import MOST_CLASSES, confused, draw_confusion, draw_precision_recall, draw_worst
 from yolox_plugin.run.annotations import Source
+from yolox_plugin.run.folders import check_replaceable
+from yolox_plugin.run.messages import InputError
 
 CLASSES = ("cat", "dog", "cow", "yak")
 A, B, C, D = ([x, 10, x + 20, 30] for x in (0, 30, 60, 90))  # boxes (x1, y1, x2, y2), apart from each other
@@ -170,7 +172,7 @@ def test_the_command_leaves_the_analysis_of_its_own_figures(learned, tmp_path, c
     result = json.loads((out / "result.json").read_text())
     assert result["analysis"] == analysis.FILES
     assert {path.name for path in out.iterdir()} == {"result.json", *analysis.FILES.values()}
-    assert f"Error Analysis : {out / 'classes.csv'}, {out / 'confusion.png'}" in printed
+    assert f"Error Analysis : classes.csv, confusion.png, precision_recall.png, worst.png in {out}" in printed
     assert "classes of the lowest AP" in printed
     [(source, boxes, _, found)] = kept
     assert 0 < found.right.sum() <= found.gts.sum()
@@ -207,7 +209,7 @@ def test_the_command_leaves_the_analysis_of_its_own_figures(learned, tmp_path, c
     status = testing.main([*options, f"--work-dir={other}"])
     assert "has a confusion.png that would be overwritten: name another" in sentence(status, capfd.readouterr().err)
     (other / "result.json").unlink()
-    status = testing.main([*options, f"--work-dir={other}"])
-    assert "has a classes.csv that would be overwritten" in sentence(status, capfd.readouterr().err)
+    with pytest.raises(InputError, match=r"has a classes\.csv that would be overwritten"):
+        check_replaceable(other, analysis.FILES.values())
     assert all(path.read_bytes() == before[path] for path in other.iterdir())
     assert set(report.FIGURES) < set(result)

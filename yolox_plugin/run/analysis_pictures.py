@@ -23,7 +23,7 @@ def draw_confusion(found: Analysis, path: Path) -> None:
 
     counts, names = confused(found)
     n = len(names)
-    side = 0.42 * n + 2.6 if n > 8 else 0.72 * n + 2.6
+    side = 0.42 * n + 2.6 if n > 8 else max(0.72 * n + 2.6, 4.8)  # inches, with room for the title
     figure, axis = pyplot.subplots(figsize=(side + 0.6, side), layout="constrained")
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     right = np.eye(n + 1, dtype=bool)
@@ -85,7 +85,7 @@ def draw_precision_recall(found: Analysis, path: Path) -> None:
         name = f"{found.classes[label]:.24}   AP50 {found.ap50[label]:.3f}" if few else None
         axis.plot(recalls, found.curves[0, :, label], color=colour, lw=1.2 if few else 0.6, label=name)
         if few and found.detected[label]:
-            axis.plot(found.recall[label], found.precision[label], "o", color=colour, ms=5)
+            axis.plot(found.recall[label], found.precision[label], "o", color=colour, ms=5, clip_on=False)
     if len(there):
         what = f"mean of {len(there)} classes" if len(there) > 1 else f"{found.classes[there[0]]:.24}"
         for curve, iou, dashes in zip(found.curves[:, :, there].mean(2), (0.5, 0.75), ("-", "--"), strict=True):
@@ -94,7 +94,9 @@ def draw_precision_recall(found: Analysis, path: Path) -> None:
         if found.detected[there].any() and (few or len(there) == 1):
             axis.plot([], [], "o", color="#8a8a8a", ms=5, label=f"at a score of {found.score_thr:g}")
         if len(there) == 1 and found.detected[there[0]]:
-            axis.plot(found.recall[there[0]], found.precision[there[0]], "o", color="#8a8a8a", ms=6)
+            axis.plot(
+                found.recall[there[0]], found.precision[there[0]], "o", color="#8a8a8a", ms=6, clip_on=False, zorder=3
+            )
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
     else:
         axis.text(0.5, 0.5, "no annotated boxes", ha="center", color="#646464")

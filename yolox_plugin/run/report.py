@@ -109,7 +109,7 @@ def write_result(work_dir: Path, result: dict[str, Any]) -> None:
     if "loss" in result:
         print(f"Final Train Loss : {'not measured' if result['loss'] is None else format(result['loss'], '.4f')}")
     if "analysis" in result:
-        print(f"Error Analysis : {', '.join(str(work_dir / name) for name in result['analysis'].values())}")
+        print(f"Error Analysis : {', '.join(result['analysis'].values())} in {work_dir}")
     print(f"E2E {kind}ing Duration sec : {result['seconds']:.0f}", flush=True)
 
 
