@@ -175,6 +175,8 @@ def finish(args: argparse.Namespace, cfg: Any, outcome: report.Outcome, world_si
         "iterations": outcome.iterations,
         "seed": outcome.seed,
         "amp": args.amp,
+        "load_from": args.load_from and str(args.load_from),
+        "val_fraction": args.val_fraction,
         "versions": report.versions(),
         **speed,
         "step": step,
