@@ -4,6 +4,7 @@ import json
 import os
 import time
 
+import numpy as np
 import pytest
 import torch
 from device import SOC, recorded
@@ -13,6 +14,7 @@ from mmdet.models import build_detector
 from same import same
 from tiny2 import STANDARD, write_config
 
+from yolox_plugin import Detector
 from yolox_plugin.run import evaluate as testing
 from yolox_plugin.run import train as training
 from yolox_plugin.run import where
@@ -49,6 +51,16 @@ def test_training_and_evaluation(tmp_path, amp, capsys):
     tested = json.loads((tmp_path / "test/result.json").read_text())
     assert (tested["device"], tested["images"]) == ("npu", 3)
     assert "Final Performance images/sec" in capsys.readouterr().out
+
+    everything = write_config(tmp_path / "all.py", data, epochs=2, more='model["test_cfg"] = dict(score_thr=0.0)')
+    image = next((data / "val2017").iterdir())
+    with recorded() as record:
+        found = Detector(tmp_path / "train/latest.pth", str(everything), device="npu")(image)
+    assert len(record.launches()) > 100
+    expected = Detector(tmp_path / "train/latest.pth", str(everything), device="cpu")(image)
+    assert len(found.scores) > 10
+    np.testing.assert_allclose(found.scores[:10], expected.scores[:10], rtol=1e-3)
+    assert list(found.names[:10]) == list(expected.names[:10])
 
 
 @pytest.mark.slow
