@@ -5,9 +5,11 @@ import logging
 import random
 import re
 import shutil
+import sys
 import warnings
 from collections import Counter
 
+import mmcv
 import pycocotools.coco
 import pytest
 import torch
@@ -17,9 +19,10 @@ from tiny import HOST, sentence, small
 from yolox_plugin import Detector
 from yolox_plugin.core.checkpoint import read_checkpoint
 from yolox_plugin.run import evaluate as testing
-from yolox_plugin.run import splits, terminal
+from yolox_plugin.run import predict, splits, terminal
 from yolox_plugin.run import train as training
 from yolox_plugin.run.demo_data import CLASSES
+from yolox_plugin.run.messages import InputError
 from yolox_plugin.run.saved_config import values_in
 
 COCO = getattr(CocoDataset, "CLASSES", None) or CocoDataset.METAINFO["classes"]
@@ -158,9 +161,12 @@ def test_classes_that_are_named_stay(make, data, tmp_path):
     config = small.write_config(tmp_path / "named.py", data, epochs=1)
     cfg = training.host.configure(training.parser().parse_args([f"--data-path={data}", f"--config={config}"]))
     assert list(training.host.sources(cfg, ["train"])[0].classes) == list(CLASSES)
+    # In another order, they are numbered in another way, and checkpoints have to say so.
     coco_categories = [{"id": number, "name": name} for number, name in enumerate(reversed(COCO), 1)]
     root = make(coco, lambda content: {**content, "categories": coco_categories})
-    assert configured(f"--data-path={root}")["model"]["bbox_head"]["num_classes"] == 80
+    cfg = training.host.configure(training.parser().parse_args([f"--data-path={root}"]))
+    assert cfg.model.bbox_head.num_classes == 80
+    assert list(training.host.sources(cfg, ["val"])[0].classes) == list(reversed(COCO))
     options = [f"--data-path={data}", "--model=s", "--cfg-options", "model.bbox_head.num_classes=7"]
     assert configured(*options)["model"]["bbox_head"]["num_classes"] == 7
 
@@ -193,6 +199,15 @@ def twice(content):
     return content
 
 
+def one_box(content):
+    return {**content, "annotations": content["annotations"][:1]}
+
+
+def surrogate(content):
+    content["categories"][0]["name"] = "\ud83d"
+    return content
+
+
 @pytest.mark.parametrize(
     ("layout", "change", "options", "words"),
     [
@@ -201,6 +216,8 @@ def twice(content):
         (plain, lambda content: content, ["--val-fraction=0.2"], "is split already"),
         (single, lambda content: content, [], "has one annotation file, annotations.json: --val-fraction=0.1 keeps"),
         (single, lambda content: content, ["--val-fraction=0.01"], "leaves 0 of the 16 images"),
+        (single, one_box, ["--val-fraction=0.6"], "leaves no box of"),
+        (coco, surrogate, [], "name of category 1 must be a name"),
         (coco, lambda content: content, ["--load-from=absent.pth"], "--load-from absent.pth does not exist"),
         (coco, lambda content: content, ["--load-from=README.md"], "--load-from is no checkpoint: README.md"),
     ],
@@ -240,6 +257,13 @@ def test_a_split_has_its_share_of_each_class():
         assert kept[name] == pytest.approx(0.2 * count, abs=max(1, 0.04 * count))
     empty = {image["id"] for image in images} - {image for _, image in pairs}
     assert len(empty & val) == pytest.approx(0.2 * len(empty), abs=1)
+
+
+def test_a_split_keeps_the_entries_of_a_file_together():
+    images = [{"id": number, "file_name": f"{number // 2}.jpg"} for number in range(40)]
+    boxes = [{"image_id": number, "category_id": number % 3} for number in range(40)]
+    val = splits.draw_images(images, boxes, 0.4, random.Random(0))
+    assert 8 <= len(val) <= 24 and all((number ^ 1) in val for number in val)
 
 
 @pytest.mark.slow
@@ -345,7 +369,7 @@ def test_weights_to_begin_with(data, tmp_path, form):
     ready = training.host.check(args, cfg)
     assert ready.weights.unfit == [f"bbox_head.multi_level_conv_cls.{level}" for level in range(3)]
     assert "drawn anew: bbox_head.multi_level_conv_cls.0, " in training.host.describe(args, cfg, ready)
-    training.starting.write(tmp_path / "run", ready, resume=False)
+    training.starting.write(tmp_path / "run", ready)
     written = read_checkpoint(tmp_path / "run/initial_weights.pth")["state_dict"]
     assert written.keys() == {name for name in state if "multi_level_conv_cls" not in name}
     assert all(torch.equal(value, state[name]) for name, value in written.items())
@@ -357,6 +381,65 @@ def test_weights_of_another_size(data, train, tmp_path):
     status, _, err = train(data, f"--load-from={tmp_path / 'tiny.pth'}")
     assert "has no weights of this model: is it of another size?" in sentence(status, err)
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_other_classes(data, tmp_path):
+    """As many, but others: what predicts classes is drawn anew."""
+    state = state_of(data, "nano", len(CLASSES))
+    for named, unfit in ((CLASSES, 0), (CLASSES[::-1], 3)):
+        torch.save({"state_dict": state, "meta": {"CLASSES": named}}, tmp_path / "other.pth")
+        args = training.parser().parse_args([f"--data-path={data}", "--model=nano", "--device=cpu",
+                                             f"--load-from={tmp_path / 'other.pth'}"])  # fmt: skip
+        ready = training.host.check(args, training.host.configure(args))
+        assert len(ready.weights.unfit) == unfit
+
+
+def test_files_in_the_work_directory_are_all_written_or_none(data, tmp_path):
+    torch.save({"state_dict": state_of(data, "nano", 80)}, tmp_path / "coco.pth")
+    args = training.parser().parse_args([f"--data-path={data}", "--model=nano", f"--load-from={tmp_path / 'coco.pth'}",
+                                         "--device=cpu"])  # fmt: skip
+    ready = training.host.check(args, training.host.configure(args))
+    ready = ready._replace(split=splits.Split("{}", "[]"))
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("initial_weights.pth", "split"):
+        (run / name).write_text("the user's")
+        with pytest.raises(InputError):
+            training.starting.write(run, ready)
+        assert [path.name for path in run.iterdir()] == [name] and (run / name).read_text() == "the user's"
+        (run / name).unlink()
+    training.starting.write(run, ready)
+    before = {path: path.read_bytes() for path in run.rglob("*.*")}
+    training.starting.write(run, ready)  # as a command does that begins again
+    assert {path: path.read_bytes() for path in run.rglob("*.*")} == before and len(before) == 3
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"custom_imports": {"imports": ["evil"]}},
+        {"model": {"type": "YOLOX", "backbone": {"type": "os.system"}}},
+        {"model": {"test_cfg": {"nms": {"type": "exec('import evil')"}}}},
+        {"model": {"type": "mmengine.fileio.dump"}},
+        {"model": {"type": "mmengine.dump"}},
+        {"test_dataloader": {"dataset": {"pipeline": [{"type": "LoadImageFromFile"}, {"type": "evil"}]}},
+         "data": {"test": {"pipeline": [{"type": "LoadImageFromFile"}, {"type": "evil"}]}}},
+    ],
+)  # fmt: skip
+def test_no_checkpoint_runs_code(data, tmp_path, monkeypatch, capfd, entries):
+    """Nor has a module imported that happens to be there, or another function of the host called."""
+    (tmp_path / "evil.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = training.host.configure(training.parser().parse_args([f"--data-path={data}", "--model=nano", "--device=cpu"]))
+    cfg.merge_from_dict(entries)
+    meta = {"config": training.host.text_of(cfg.items() if HOST == "mmdet2" else cfg.to_dict().items())}
+    torch.save({"state_dict": state_of(data, "nano", 5), "meta": {**meta, "CLASSES": CLASSES}}, "evil.pth")
+    image = str(next((data / "val2017").iterdir()))
+    for status in (predict.main([image, "--pth-path=evil.pth", "--device=cpu"]),
+                   testing.main([f"--data-path={data}", "--pth-path=evil.pth", "--device=cpu"])):  # fmt: skip
+        assert status == 2, capfd.readouterr().err
+    assert not (tmp_path / "ran").exists() and "evil" not in sys.modules
 
 
 @pytest.mark.slow
@@ -382,11 +465,11 @@ def test_what_libraries_tell_goes_to_the_log(tmp_path, recwarn, capsys):
     """Those before there is one, too; the user's own stay on the terminal."""
     logger = logging.Logger("run")
     with terminal.libraries_kept() as kept:
-        warnings.warn_explicit("early", UserWarning, "/lib/torch/utils/data/dataloader.py", 7)
+        warnings.warn_explicit("early", UserWarning, f"{torch.__path__[0]}/utils/data/dataloader.py", 7)
         logger.addHandler(logging.FileHandler(tmp_path / "run.log"))
         kept.write_to(logger)
-        warnings.warn_explicit("late", UserWarning, "/lib/mmcv/parallel.py", 9)
-        warnings.warn_explicit("mine", UserWarning, "/home/me/torch_parts/losses.py", 3)
+        warnings.warn_explicit("late", UserWarning, f"{mmcv.__path__[0]}/parallel.py", 9)
+        warnings.warn_explicit("mine", UserWarning, "/home/me/torch/losses.py", 3)
         pycocotools.coco.COCO().createIndex()
     lines = (tmp_path / "run.log").read_text()
     assert "dataloader.py:7: UserWarning: early" in lines and "late" in lines and "mine" not in lines

@@ -28,7 +28,9 @@ _CSP = {"conv1": "main_conv", "conv2": "short_conv", "conv3": "final_conv"}
 
 def is_megvii(state: Mapping[str, Any]) -> bool:
     """Whether these names are of Megvii's YOLOX."""
-    return any(name.startswith("backbone.backbone.stem.") for name in state)
+    return all(isinstance(name, str) for name in state) and any(
+        name.startswith("backbone.backbone.stem.") for name in state
+    )
 
 
 def renamed(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def _renamed(name: str, csp_layers: set[str]) -> str:
         if not name.startswith(f"{layer}."):
             continue
         part, _, rest = name[len(layer) + 1 :].partition(".")
-        name = f"{layer}.blocks.{rest}" if part == "m" else f"{layer}.{_CSP[part]}.{rest}"
+        name = f"{layer}.blocks.{rest}" if part == "m" else f"{layer}.{_CSP.get(part, part)}.{rest}"
         break
     for pattern, new in _NAMES:
         name = re.sub(pattern, new, name)

@@ -3,6 +3,7 @@
 import codecs
 import functools
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -109,6 +110,8 @@ def in_words(names: Iterable[str]) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+SURROGATE = re.compile("[\ud800-\udfff]")  # no character, and OpenCV crashes at a file name with one
+
 Rule = tuple[str, Callable[[Any], bool], str]
 
 
@@ -125,7 +128,7 @@ def _is_positive(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
+    return isinstance(value, str) and value != "" and not SURROGATE.search(value)
 
 
 def _is_id(value: Any) -> bool:
@@ -192,7 +195,7 @@ def read_annotations(path: Path) -> dict[str, list[Any]]:
 def _parsed(path: Path, *_: int) -> dict[str, list[Any]]:
     try:
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of numbers and depths that Python refuses
         raise InputError(f"{path} is no JSON file: {error}") from error
     parts = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
@@ -219,6 +222,9 @@ def classes_in(path: Path) -> list[str]:
     groups = [entry.get("supercategory") for entry in categories if entry.get("supercategory") != entry["name"]]
     if any(entry["name"] in groups for entry in categories):
         used = _used(path)
+        left_out = [entry["name"] for entry in categories if entry["name"] in groups and entry["id"] not in used]
+        if left_out:
+            warn(f"{path}: no class, but a group without boxes of its own: {in_words(left_out)}")
         categories = [entry for entry in categories if entry["name"] not in groups or entry["id"] in used]
     names = Counter(entry["name"] for entry in categories)
     _refuse(path, [f"{count} categories are named {name}" for name, count in names.items() if count > 1])

@@ -72,7 +72,10 @@ def content_of(option: str, path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{option} {path} does not exist")
     try:
-        return read_checkpoint(path)
+        content = read_checkpoint(path)
+        if not isinstance(content.get("meta") or {}, dict):
+            raise InputError(f"{option} {path}: meta must be a dict, got {type(content['meta']).__name__}")
+        return content
     except (DamagedCheckpoint, UnsafeCheckpoint) as error:
         kind = "" if isinstance(error, UnsafeCheckpoint) else " is no checkpoint"
         raise InputError(f"{option}{kind}: {error}") from error

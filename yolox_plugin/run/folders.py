@@ -52,21 +52,26 @@ def check_new(work_dir: Path, resume: bool) -> None:
             raise InputError(f"--work-dir {work_dir} has a {name} that would be overwritten: name another")
 
 
-def write_new(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` write a file that is whole once it is `path`; one that is there and the same stays.
+def write_new(work_dir: Path, files: dict[Path, Callable[[Path], object]]) -> None:
+    """Writes files below `work_dir`, each by its function; one that is there and the same stays.
 
     Raises:
-        InputError: another one is there.
+        InputError: another one is there; then none is written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    parts = {path: work_dir / f".{path.name}.{os.getpid()}.part" for path in files}
     try:
-        write(part)
-        if os.path.lexists(path) and not (path.is_file() and filecmp.cmp(part, path, shallow=False)):
-            raise InputError(f"{path} is there already and is another: name another --work-dir")
-        part.replace(path)
+        for path, write in files.items():
+            check_folder("--work-dir", path.parent)
+            work_dir.mkdir(parents=True, exist_ok=True)
+            write(parts[path])
+            if os.path.lexists(path) and not (path.is_file() and filecmp.cmp(parts[path], path, shallow=False)):
+                raise InputError(f"{path} is there already and is another: name another --work-dir")
+        for path, part in parts.items():
+            path.parent.mkdir(exist_ok=True)
+            part.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def check_replaceable(work_dir: Path, names: Iterable[str]) -> None:

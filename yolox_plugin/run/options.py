@@ -106,6 +106,10 @@ def size(text: str) -> int:
 
 def user_path(text: str) -> Path:
     """A path, for argparse; `~` is the user's home, which no shell puts in after a `=`."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # OpenCV crashes at such names
+        raise argparse.ArgumentTypeError(f"must be text in UTF-8, got {text!a}") from error
     return Path(text).expanduser()
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..hosts import find_host
 from . import checks
 from .messages import InputError
-from .saved_config import classes_in, config_in
+from .saved_config import classes_in
 
 host = importlib.import_module(f".{find_host()}.prediction", __package__)
 
@@ -62,7 +62,7 @@ class Detector:
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
         meta = checks.content_of("--pth-path", path).get("meta") or {}
-        entries = host.read_config(config) if config else config_in(meta, path)
+        entries = host.read_config(config) if config else host.saved_config(meta, path)
         if device is not None:
             checks.check_devices(device, 1)
         self.network = host.Network(entries, path, device, amp)

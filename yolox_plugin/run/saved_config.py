@@ -1,6 +1,8 @@
 """The config that a checkpoint was trained with, read as values: nothing in it is executed."""
 
 import ast
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from .messages import InputError
@@ -25,17 +27,44 @@ def config_in(meta: dict[str, Any], path: object) -> dict[str, Any]:
     if not isinstance(text, str):
         raise InputError(f"--pth-path {path} has no config in it: name the one it was trained with by --config")
     try:
-        return values_in(text)
+        entries = values_in(text)
+        check_harmless(entries)
     except (SyntaxError, ValueError) as error:
         raise InputError(
             f"--pth-path {path} has a config that is more than values ({error}): name it by --config"
         ) from error
+    return entries
+
+
+def check_harmless(entries: dict[str, Any]) -> None:
+    """Raises ValueError for a config that would have modules imported, or strings evaluated, that are no host's own: a
+    `type` may be the name of any function in MMDetection 3, and is evaluated for NMS in mmcv."""
+    imports = entries.get("custom_imports") or {}
+    names = imports.get("imports") or [] if isinstance(imports, dict) else [imports]
+    for name in [names] if isinstance(names, str) else names:
+        if not re.fullmatch(r"yolox_plugin|(mmdet|mmcv|mmengine)(\.\w+)*", str(name)):
+            raise ValueError(f"it imports {name}")
+    for kind in types_in(entries):
+        if not re.fullmatch(r"((mmdet|mmcv|mmengine)\.)?[A-Za-z_]\w*", str(kind)):
+            raise ValueError(f"it has a part of type {kind!r:.60}")
+
+
+def types_in(entries: Any) -> Iterator[Any]:
+    """Every `type` in (a part of) a config."""
+    if isinstance(entries, dict):
+        if entries.get("type") is not None:
+            yield entries["type"]
+        entries = list(entries.values())
+    if isinstance(entries, (list, tuple)):
+        for entry in entries:
+            yield from types_in(entry)
 
 
 def classes_in(meta: dict[str, Any]) -> tuple[str, ...]:
     """What a checkpoint of MMDetection 2 or 3 or of this plugin calls its classes; none if it does not say."""
-    named = meta.get("LABELS") or (meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES")
-    return tuple(map(str, named or ()))  # the first of these in the order of labels
+    about = meta.get("dataset_meta")
+    named = meta.get("LABELS") or (about.get("classes") if isinstance(about, dict) else None) or meta.get("CLASSES")
+    return tuple(map(str, named)) if isinstance(named, (list, tuple)) else ()  # LABELS are in the order of labels
 
 
 def values_in(text: str) -> dict[str, Any]:

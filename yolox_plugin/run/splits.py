@@ -42,6 +42,8 @@ def plan_split(root: Path, layout: Layout, fraction: float, seed: int) -> Split:
     path = layout.train.annotations
     content = annotations.read_annotations(path)
     val = draw_images(content["images"], content["annotations"], fraction, random.Random(seed))
+    if all(entry["image_id"] in val for entry in content["annotations"]):
+        raise InputError(f"--val-fraction={fraction:g} leaves no box of {path} for the training")
     if not 0 < len(val) < len(content["images"]):
         raise InputError(
             f"--val-fraction={fraction:g} leaves {len(val)} of the {len(content['images'])} images of {path} for"
@@ -58,12 +60,13 @@ def plan_split(root: Path, layout: Layout, fraction: float, seed: int) -> Split:
 
 
 def draw_images(images: list[Any], boxes: list[Any], fraction: float, rng: random.Random) -> set[Any]:
-    """The ids of the images for validation: the rarest classes choose first, as in iterative stratification (Sechidis,
-    Tsoumakas, Vlahavas, 2011), and images without boxes last."""
-    classes: dict[Any, set[Any]] = {image["id"]: set() for image in images}
+    """The ids of the images for validation, all of one file together: the rarest classes choose first, as in iterative
+    stratification (Sechidis, Tsoumakas, Vlahavas, 2011), and images without boxes last."""
+    files = {image["id"]: image.get("file_name", image["id"]) for image in images}
+    classes: dict[Any, set[Any]] = {file: set() for file in files.values()}
     for entry in boxes:
-        if entry["image_id"] in classes:
-            classes[entry["image_id"]].add(entry["category_id"])
+        if entry["image_id"] in files:
+            classes[files[entry["image_id"]]].add(entry["category_id"])
     for found in classes.values():
         found.update([] if found else [None])
     order = list(classes)
@@ -73,12 +76,12 @@ def draw_images(images: list[Any], boxes: list[Any], fraction: float, rng: rando
     wanted = {name: round(count * fraction) for name, count in counts.items()}
     val, decided = set(), set()
     for name in sorted(counts, key=lambda name: (name is None, counts[name], str(name))):
-        for image in order:
-            if name not in classes[image] or image in decided:
+        for file in order:
+            if name not in classes[file] or file in decided:
                 continue
-            decided.add(image)
+            decided.add(file)
             if wanted[name] > 0:
-                val.add(image)
-                for other in classes[image]:
+                val.add(file)
+                for other in classes[file]:
                     wanted[other] -= 1
-    return val
+    return {image for image, file in files.items() if file in val}

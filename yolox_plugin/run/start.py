@@ -1,9 +1,10 @@
 """What a training begins with, beside its config: classes, a split and weights that the command has found or made."""
 
 import argparse
+import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,14 +27,13 @@ class Ready(NamedTuple):
     weights: Fitting | None
 
 
-def own_classes(args: argparse.Namespace) -> list[str]:
-    """The classes of the data set in --data-path, in the order of its training annotations; none if these are not
-    there, which the checks tell."""
+def own_classes(paths: Sequence[Path]) -> list[str]:
+    """The classes of a training's annotations, in the order of the file; none if there are several files, or none,
+    which the checks tell."""
     if given := os.environ.get(CLASSES):
         found: list[str] = json.loads(given)
         return found
-    path = find_layout(args.data_path.absolute()).train.annotations
-    return classes_in(path) if path.is_file() else []
+    return classes_in(paths[0]) if len(paths) == 1 and paths[0].is_file() else []
 
 
 def check_start(args: argparse.Namespace, data: Checked, model: Any) -> Ready:
@@ -52,7 +52,7 @@ def check_start(args: argparse.Namespace, data: Checked, model: Any) -> Ready:
             f"--data-path {args.data_path} has one annotation file, {train.path.name}: --val-fraction=0.1 keeps a tenth"
             " of its images for validation"
         )
-    weights = fitting_weights(model, args.load_from) if args.load_from else None
+    weights = fitting_weights(model, args.load_from, list(data.labels)) if args.load_from else None
     return Ready(data, split, weights)
 
 
@@ -70,17 +70,19 @@ def plan(args: argparse.Namespace, read: Sequence[Path]) -> Split:
     return splits.plan_split(root, layout, args.val_fraction, args.seed)
 
 
-def write(work_dir: Path, ready: Ready, resume: bool) -> None:
+def write(work_dir: Path, ready: Ready) -> None:
     """Writes to `work_dir` what the config is to read from there.
 
     Raises:
         InputError: something else is there under such a name.
     """
+    files: dict[Path, Callable[[Path], object]] = {}
     if ready.split is not None:
         for path, text in ready.split.files(work_dir).items():
-            folders.write_new(path, lambda part, text=text: part.write_text(text) and None)  # type: ignore[misc]
-    if ready.weights is not None and not resume:
-        folders.write_new(work_dir / initial_weights.FILE, ready.weights.write)
+            files[path] = functools.partial(Path.write_text, data=text)
+    if ready.weights is not None:
+        files[work_dir / initial_weights.FILE] = ready.weights.write
+    folders.write_new(work_dir, files)
 
 
 def describe(config: str, device: str, devices: int, batch_size: int, length: str, work_dir: str, ready: Ready) -> str:

@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import importlib.util
 import logging
 import logging.handlers
+import os
 import re
 import time
 import warnings
@@ -17,7 +19,12 @@ SECONDS = 10  # between two lines of progress
 _TRAINED = re.compile(r"(Epoch|Iter)(\(train\))? +\[")
 _OTHER = re.compile(r"(Epoch|Iter)\((val|test)\)|[Rr]esumed |stopped after |Load checkpoint ")
 # Those whose warnings are about themselves, of which nobody can do anything on the terminal.
-LIBRARIES = re.compile(r"/(mmcv|mmdet|mmengine|torch|pycocotools)/")
+LIBRARIES = tuple(
+    f"{folder}{os.sep}"
+    for name in ("mmcv", "mmdet", "mmengine", "torch", "pycocotools")
+    if (spec := importlib.util.find_spec(name)) is not None
+    for folder in spec.submodule_search_locations or ()
+)
 
 
 class Progress(logging.Filter):
@@ -62,7 +69,7 @@ class Kept:
 
     def warn(self, before: Any, message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
         """In the place of `warnings.showwarning`, which was `before`."""
-        if not LIBRARIES.search(filename):
+        if not filename.startswith(LIBRARIES):
             before(message, category, filename, lineno, *rest)
             return
         text = warnings.formatwarning(message, category, filename, lineno).rstrip()

@@ -76,10 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cfg = host.configure(args)
         work_dir = Path(cfg.work_dir)
+        if args.load_from and (cfg.get("resume_from") or cfg.get("resume")):
+            raise InputError("--load-from begins a training, but the config goes on with one: leave one of them out")
         if not given:
             ready = host.check(args, cfg)
+            if args.resume and newest_checkpoint(work_dir):
+                ready = ready._replace(weights=None)
             print(host.describe(args, cfg, ready), flush=True)
-            starting.write(work_dir, ready, resume=args.resume and newest_checkpoint(work_dir) is not None)
+            starting.write(work_dir, ready)
         if args.val_fraction is not None:
             host.read_split(cfg, args.data_path.absolute())
         if args.load_from:

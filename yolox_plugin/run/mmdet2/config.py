@@ -16,6 +16,7 @@ from mmdet.utils import compat_cfg, get_device, replace_cfg_vals
 from ..configs import config_file, heads_of, leaves, listed, with_plugin
 from ..layouts import Part, find_layout, part_of
 from ..messages import InputError, described
+from ..saved_config import types_in
 from ..splits import split_parts
 
 CONFIG_DIRS = (Path(__file__).parents[2] / "configs", Path(mmdet.__file__).parent / ".mim/configs/yolox")
@@ -45,6 +46,7 @@ def load_config(args: argparse.Namespace, saved: dict[str, Any] | None = None) -
         work_dir, named = Path("work_dirs") / file.stem, f"--config {args.config}"
     else:
         import_modules_from_strings(**with_plugin(saved.get("custom_imports")))
+        check_registered(saved, f"the config in --pth-path {args.pth_path}")
         cfg, work_dir, named = Config(saved), args.pth_path.parent, f"the config in --pth-path {args.pth_path}"
     if not isinstance(cfg.get("data"), dict) or not isinstance(cfg.get("model"), dict):
         raise InputError(f"{named} must have model and data, as of MMDetection 2")
@@ -83,6 +85,13 @@ def point_to(cfg: Config, root: Path, whole: bool = False) -> None:
                 part[key] = moved if isinstance(part.get(key), (list, tuple)) else moved[0]
 
 
+def check_registered(entries: dict[str, Any], named: str) -> None:
+    """Raises InputError for a `type` of a registry that MMDetection 2 has not; of those that it has, mmcv tells."""
+    for kind in types_in(entries):
+        if kind.startswith("mmengine."):
+            raise InputError(f"{named} has a part of type {kind!r:.60}, which is of MMDetection 3")
+
+
 def read_split(cfg: Config, root: Path) -> None:
     """Lets the data sets read the files that --val-fraction makes in the work directory (`splits`)."""
     for split, part in split_parts(Path(cfg.work_dir), find_layout(root).train.images).items():
@@ -99,14 +108,14 @@ def read_part(cfg: Config, split: str, part: Part, root: Path) -> None:
 def adopt_classes(cfg: Config, find: Callable[[], Sequence[str]]) -> None:
     """Gives data sets and head the classes that `find` finds, where the config has COCO's because it names none."""
     parts = [leaf for split in SPLITS for leaf in leaves(cfg.data[split])]
-    kinds = [DATASETS.get(leaf.get("type")) for leaf in parts]
+    kinds = [DATASETS.get(leaf.get("type") or "") for leaf in parts]
     known = mmdet.datasets.CocoDataset.CLASSES
     if any(leaf.get("classes") is not None for leaf in parts) or any(
         getattr(kind, "CLASSES", None) != known for kind in kinds
     ):
         return
     names = find()
-    if set(names) == set(known):
+    if not names or list(names) == list(known):
         return
     for leaf in parts:
         leaf.classes = tuple(names)

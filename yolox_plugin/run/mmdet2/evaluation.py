@@ -12,6 +12,7 @@ from mmcv import Config
 from mmcv.runner import get_dist_info
 from mmdet.core import bbox2result
 from mmdet.datasets import build_dataloader, build_dataset, replace_ImageToTensor
+from mmdet.datasets.pipelines import Compose
 from mmdet.models import build_detector
 from mmdet.utils import setup_multi_processes
 from torch import Tensor
@@ -21,6 +22,7 @@ from ...mmdet2.ddp import build_dp, gather_results
 from .. import annotations, checks, report
 from ..annotations import Source
 from ..configs import heads_of
+from ..messages import described
 from . import checks as parts
 from .config import adopt_classes, load_config
 from .data import sources
@@ -37,6 +39,7 @@ def check(args: argparse.Namespace, cfg: Config) -> list[Source]:
     root = None if args.data_path is None else args.data_path.absolute()
     labels = annotations.check_data(found, root, heads_of(cfg)).labels
     model = parts.check_model(cfg)
+    described("data.test.pipeline", lambda: Compose(cfg.data.test.pipeline))
     content = checks.check_checkpoint(model, "--pth-path", args.pth_path)
     checks.prepare_for_inference(model, cfg.device, args.amp)  # to see whether it can
     meta = content.get("meta") or {}

@@ -18,7 +18,8 @@ from ...mmdet2.ddp import build_dp
 from .. import checks
 from ..configs import config_file, with_plugin
 from ..messages import InputError, described
-from .config import CONFIG_DIRS
+from ..saved_config import config_in
+from .config import CONFIG_DIRS, check_registered
 from .evaluation import load_model
 
 HOST = f"MMDetection {mmdet.__version__}"
@@ -28,6 +29,13 @@ def read_config(name: str) -> dict[str, Any]:
     """The entries of a config file, or of a config that has this name."""
     file = config_file(name, CONFIG_DIRS)
     entries: dict[str, Any] = described(f"file {file}", lambda: replace_cfg_vals(Config.fromfile(str(file)))).to_dict()
+    return entries
+
+
+def saved_config(meta: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The config in a checkpoint, of parts that MMDetection 2 may have."""
+    entries = config_in(meta, path)
+    check_registered(entries, f"the config in --pth-path {path}")
     return entries
 
 

@@ -47,7 +47,7 @@ CLOSING = {"YOLOXModeSwitchHook": 15, "SyncNormHook": 15}
 def configure(args: argparse.Namespace) -> Config:
     """The config with everything the options say, except what depends on the size of the data set (`schedule`)."""
     cfg = load_config(args)
-    adopt_classes(cfg, lambda: own_classes(args))
+    adopt_classes(cfg, lambda: own_classes([source.path for source in sources(cfg, ["train"])]))
     if args.img_size:
         change_size(cfg, args.img_size)
     if args.batch_size:

@@ -8,18 +8,25 @@ from typing import Any
 
 import mmdet
 import mmdet.datasets
+import mmdet.registry
 import mmengine.device.utils
+import mmengine.registry
 from mmdet.registry import DATASETS
+from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import init_default_scope
+from mmengine.registry import Registry, init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from ..configs import config_file, heads_of, leaves, listed, with_plugin
 from ..layouts import Part, find_layout, part_of
 from ..messages import InputError, described
+from ..saved_config import types_in
 from ..splits import split_parts
 
 CONFIG_DIRS = (Path(__file__).parents[2] / "configs/mmdet3", Path(mmdet.__file__).parent / ".mim/configs/yolox")
+
+# What a config may call its suppression, which is in no registry.
+NMS = ("nms", "soft_nms", "nms_match")
 
 SPLITS = ("train", "val", "test")
 
@@ -46,6 +53,7 @@ def load_config(args: argparse.Namespace, saved: dict[str, Any] | None = None) -
         work_dir, named = Path("work_dirs") / file.stem, f"--config {args.config}"
     else:
         import_modules_from_strings(**with_plugin(saved.get("custom_imports")))
+        check_registered(saved, f"the config in --pth-path {args.pth_path}")
         cfg, work_dir, named = Config(saved), args.pth_path.parent, f"the config in --pth-path {args.pth_path}"
     check_shape(named, cfg)
     if args.data_path is not None:
@@ -99,6 +107,18 @@ def point_to(cfg: Config, root: Path, whole: bool = False) -> None:
             metric.ann_file = str(root / metric.ann_file.removeprefix(before))
 
 
+def check_registered(entries: dict[str, Any], named: str) -> None:
+    """Raises InputError for a `type`, at any depth, that is in no registry: mmengine takes such for the name of a
+    module, or of a function, to import and to call."""
+    register_all_modules(init_default_scope=False)
+    registries = [value for module in (mmengine.registry, mmdet.registry) for value in vars(module).values()]
+    known = {name for value in registries if isinstance(value, Registry) for name in value.module_dict}
+    for kind in types_in(entries):
+        name = kind.rpartition(".")[2]
+        if name not in known and name not in NMS:
+            raise InputError(f"{named} has a part of type {kind!r:.60}, which is not registered: name it by --config")
+
+
 def read_split(cfg: Config, root: Path) -> None:
     """Lets the data sets read the files that --val-fraction makes in the work directory (`splits`)."""
     for split, part in split_parts(Path(cfg.work_dir), find_layout(root).train.images).items():
@@ -126,14 +146,14 @@ def adopt_classes(cfg: Config, find: Callable[[], Sequence[str]]) -> None:
     """Gives data sets and head the classes that `find` finds, where the config has COCO's because it names none."""
     loaders = [cfg[f"{split}_dataloader"] for split in SPLITS if cfg.get(f"{split}_dataloader") is not None]
     parts = [leaf for loader in loaders for leaf in leaves(loader.dataset)]
-    kinds = [DATASETS.get(leaf.get("type")) for leaf in parts]
+    kinds = [DATASETS.get(leaf.get("type") or "") for leaf in parts]
     known = mmdet.datasets.CocoDataset.METAINFO["classes"]
     if any((leaf.get("metainfo") or {}).get("classes") is not None for leaf in parts) or any(
         getattr(kind, "METAINFO", {}).get("classes") != known for kind in kinds
     ):
         return
     names = find()
-    if set(names) == set(known):
+    if not names or list(names) == list(known):
         return
     for leaf in parts:
         leaf.metainfo = ConfigDict({**(leaf.get("metainfo") or {}), "classes": tuple(names)})

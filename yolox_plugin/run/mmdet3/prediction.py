@@ -14,7 +14,8 @@ from mmengine.utils import import_modules_from_strings
 from .. import checks
 from ..configs import config_file, with_plugin
 from ..messages import InputError, described
-from .config import CONFIG_DIRS
+from ..saved_config import config_in
+from .config import CONFIG_DIRS, check_registered
 from .evaluation import load_model
 
 HOST = f"MMDetection {mmdet.__version__}"
@@ -24,6 +25,13 @@ def read_config(name: str) -> dict[str, Any]:
     """The entries of a config file, or of a config that has this name."""
     file = config_file(name, CONFIG_DIRS)
     entries: dict[str, Any] = described(f"file {file}", lambda: Config.fromfile(str(file))).to_dict()
+    return entries
+
+
+def saved_config(meta: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The config in a checkpoint, of parts that MMDetection and this plugin have."""
+    entries = config_in(meta, path)
+    check_registered(entries, f"the config in --pth-path {path}")
     return entries
 
 
