@@ -277,7 +277,7 @@ def test_a_split_goes_on_as_it_was(make, train, tmp_path):
     assert len(ids[0] | ids[1]) == 16 and 3 <= len(ids[1]) <= 5 and not ids[0] & ids[1]
     assert parts[0]["split"] == {"file": "annotations.json", "val_fraction": 0.25, "seed": 0}
     status, _, err = train(root, *options, "--resume", "--seed=1")
-    assert "is there already and is another" in sentence(status, err)
+    assert "is there already, of another --val-fraction, --seed or --load-from" in sentence(status, err)
 
 
 def recipe_of(entries):
@@ -394,6 +394,14 @@ def test_weights_of_other_classes(data, tmp_path):
         assert len(ready.weights.unfit) == unfit
 
 
+def test_a_config_by_name_for_a_checkpoint_without_one(data, tmp_path):
+    """As of another MMDetection, whose config is in other words: classes and their number are the checkpoint's."""
+    torch.save({"state_dict": state_of(data, "nano", 5), "meta": {"CLASSES": CLASSES}}, tmp_path / "weights.pth")
+    detector = Detector(tmp_path / "weights.pth", "yolox_nano_8x8_300e_coco", device="cpu")
+    assert detector.classes == CLASSES
+    assert detector.network.model.bbox_head.num_classes == 5
+
+
 def test_files_in_the_work_directory_are_all_written_or_none(data, tmp_path):
     torch.save({"state_dict": state_of(data, "nano", 80)}, tmp_path / "coco.pth")
     args = training.parser().parse_args([f"--data-path={data}", "--model=nano", f"--load-from={tmp_path / 'coco.pth'}",
@@ -492,3 +500,5 @@ def test_what_is_on_the_terminal(monkeypatch):
     assert not shown("Hooks will be executed in the following order:")
     assert shown("Epoch(val) [8][60]\tbbox_mAP: 0.1") and shown("resumed epoch 2, iter 10")
     assert shown("anything", logging.WARNING)
+    assert not shown("Epoch(val) [1][5/5]    eta: 0:00:00  time: 2.1")
+    assert not shown("x.py - compute_metrics - 465 - The testing results of the whole dataset is empty.", logging.ERROR)

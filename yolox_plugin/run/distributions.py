@@ -49,7 +49,9 @@ def page_of(tables: Sequence[Table], classes: Sequence[str], scale: tuple[int, i
     many = ["css", "cnr", "cii"], (15, 11)
     places, size = few if len(classes) <= FEW_CLASSES else many
     figure, axes = pyplot.subplot_mosaic([list(row) for row in places], figsize=size, layout="constrained")
-    figure.suptitle(f"images: {len(sizes)}   boxes: {len(labels)}   classes: {len(classes)}", weight="bold", size=15)
+    figure.suptitle(
+        f"training images: {len(sizes)}   boxes: {len(labels)}   classes: {len(classes)}", weight="bold", size=15
+    )
     draw_classes(axes["c"], labels, classes)
     draw_sizes(axes["s"], np.sqrt(sides[sound].prod(1)) * factor[sound], scale, strides)
     draw_counts(axes["n"], per_image)

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ..hosts import find_host
-from . import analysis, folders, launch, report
+from . import analysis, folders, launch, report, terminal
 from .analysis_pictures import draw_confusion, draw_precision_recall, draw_worst
+from .annotations import Source
 from .checks import content_of
 from .layouts import find_layout
 from .messages import InputError, warn
@@ -100,11 +101,18 @@ def load_config(args: argparse.Namespace) -> Any:
     return cfg
 
 
-def check(args: argparse.Namespace, cfg: Any) -> None:
-    """Raises InputError for whatever would fail later, or overwrite something."""
+def checked(args: argparse.Namespace, cfg: Any) -> Source:
+    """What is evaluated on; a warning if that may be what was trained on. Raises InputError as `host.check` does."""
+    source: Source
     [source] = host.check(args, cfg)
     if args.data_path is not None and source.path == find_layout(args.data_path.absolute()).train.annotations:
         warn(f"{source.path} is not split: what was trained on is in the figures, unless this is other data")
+    return source
+
+
+def check(args: argparse.Namespace, cfg: Any) -> None:
+    """Raises InputError for whatever would fail later, or overwrite something."""
+    source = checked(args, cfg)
     folders.check_folder("--work-dir", Path(cfg.work_dir))
     folders.check_replaceable(Path(cfg.work_dir), analysis.FILES.values())
     if args.save_dir is not None:
@@ -114,7 +122,7 @@ def check(args: argparse.Namespace, cfg: Any) -> None:
 def test(args: argparse.Namespace, cfg: Any) -> None:
     """One process of an evaluation, from the process group to result.json."""
     start = time.time()
-    with launch.joined(cfg.device) as (rank, world_size):
+    with terminal.libraries_kept(), launch.joined(cfg.device) as (rank, world_size):
         evaluation = host.Evaluation(cfg, args.pth_path, args.batch_size, args.amp)
         begin = time.perf_counter()
         found = evaluation.detect(args.save_dir, args.score_thr)

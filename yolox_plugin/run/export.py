@@ -174,7 +174,7 @@ def evaluation_of(args: argparse.Namespace) -> Any:
     options = [f"--data-path={args.check}", f"--pth-path={args.pth_path}", "--device=cpu"]
     asked = evaluate.parser().parse_args([*options, *([f"--config={args.config}"] if args.config else [])])
     cfg = evaluate.load_config(asked)
-    [source] = evaluate.host.check(asked, cfg)
+    source = evaluate.checked(asked, cfg)
     if not annotations.has_gts(source):
         raise InputError(f"--check: {source.path} has no annotations, so that there is no mAP")
     evaluation = evaluate.host.Evaluation(cfg, args.pth_path)

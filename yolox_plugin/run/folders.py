@@ -65,7 +65,10 @@ def write_new(work_dir: Path, files: dict[Path, Callable[[Path], object]]) -> No
             work_dir.mkdir(parents=True, exist_ok=True)
             write(parts[path])
             if os.path.lexists(path) and not (path.is_file() and filecmp.cmp(parts[path], path, shallow=False)):
-                raise InputError(f"{path} is there already and is another: name another --work-dir")
+                raise InputError(
+                    f"{path} is there already, of another --val-fraction, --seed or --load-from: name"
+                    " another --work-dir"
+                )
         for path, part in parts.items():
             path.parent.mkdir(exist_ok=True)
             part.replace(path)

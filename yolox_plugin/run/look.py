@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from ..hosts import find_host
-from . import folders, launch
+from . import folders, launch, terminal
 from . import train as training
 from .distributions import draw_statistics
 from .layouts import find_layout
@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Looks at everything, then writes. Returns the exit status."""
     args = parser().parse_args(options_of(sys.argv[1:] if arguments is None else arguments))
     try:
-        look(args)
+        with terminal.libraries_kept():
+            look(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -161,6 +161,7 @@ def predict(args: argparse.Namespace, detector: Detector, places: dict[Path, Pat
     start, shown = time.time(), 0.0
     results: list[dict[str, Any]] = []
     unreadable = read = 0
+    highest = 0.0  # of all scores
     origins: deque[Origin] = deque()
     with Pictures(args.save_dir, places) as pictures:
         for number, (_, pixels, found) in enumerate(detector.stream(images_in(places, origins))):
@@ -170,6 +171,7 @@ def predict(args: argparse.Namespace, detector: Detector, places: dict[Path, Pat
                 warn(f"{origin.file}: {found.reason if isinstance(found, Unreadable) else 'no image'}")
                 continue
             read += 1
+            highest = max(highest, *found.scores[:1])
             results += results_of(number, origin, found, args.score_thr)
             pictures.write(origin, drawn(pixels, found, detector.classes, args.score_thr))
             if sys.stderr.isatty() and time.time() - shown > 0.2:
@@ -189,6 +191,8 @@ def predict(args: argparse.Namespace, detector: Detector, places: dict[Path, Pat
             )
     skipped = f", {unreadable} skipped as no images" if unreadable else ""
     print(f"\r{len(results)} boxes in {read} images{skipped}, {read / seconds:.1f} images/s: {args.save_dir}")
+    if highest and not results:
+        print(f"  the highest score was {highest:.3f}: --score-thr shows boxes of lower ones than {args.score_thr:g}")
     return int(unreadable > 0)
 
 

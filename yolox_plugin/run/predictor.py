@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..hosts import find_host
 from . import checks
+from .initial_weights import CLASSIFIER
 from .messages import InputError
 from .saved_config import classes_in
 
@@ -61,8 +62,12 @@ class Detector:
         path = Path(checkpoint).expanduser()
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, got {batch_size}")
-        meta = checks.content_of("--pth-path", path).get("meta") or {}
+        content = checks.content_of("--pth-path", path)
+        meta = content.get("meta") or {}
         entries = host.read_config(config) if config else host.saved_config(meta, path)
+        weights = content["state_dict"].get(f"{CLASSIFIER}0.weight")
+        if config and weights is not None and "num_classes" in (entries["model"].get("bbox_head") or {}):
+            entries["model"]["bbox_head"]["num_classes"] = len(weights)  # a config of this name is for other classes
         if device is not None:
             checks.check_devices(device, 1)
         self.network = host.Network(entries, path, device, amp)

@@ -144,7 +144,12 @@ def draw_curves(log: list[dict[str, Any]], path: Path, title: str, unit: str) ->
         means = [line.get("bbox_mAP", 0.0) for line in evaluations]
         right.plot([line["at"] for line in evaluations], means, "o-", color="tab:red")
         right.set_ylabel("validation mAP", color="tab:red")
-        right.set_ylim(0, 1)
+        right.set_ylim(0, max(0.05, min(1.1 * max(means), 1)))
+    with_l1 = [line["at"] for line in steps if "loss_l1" in line]
+    if with_l1 and len(with_l1) < len(steps):
+        left.axvline(with_l1[0], color="grey", linestyle="dashed", linewidth=1)
+        left.text(with_l1[0], 0.98, "L1 loss is added ", ha="right", va="top", color="grey",
+                  transform=left.get_xaxis_transform())  # fmt: skip
     left.set_title(title)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

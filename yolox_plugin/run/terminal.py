@@ -15,6 +15,12 @@ from typing import Any
 import pycocotools.coco
 
 SECONDS = 10  # between two lines of progress
+# Warnings and errors of MMDetection's own that ask nothing of whoever reads them: its use of mmengine, a validation
+# without a detection, and weights that do not fit, of which the command has told.
+_NOISE = re.compile(
+    r'"(FileClient|HardDiskBackend)" |.*The testing results of the whole dataset is empty'
+    r"|Since `metrics` is an empty dict|The model and loaded state dict do not match exactly"
+)
 # How MMDetection's lines begin that are for who waits: progress, evaluations, where a training goes on or ends.
 _TRAINED = re.compile(r"(Epoch|Iter)(\(train\))? +\[")
 _OTHER = re.compile(r"(Epoch|Iter)\((val|test)\)|[Rr]esumed |stopped after |Load checkpoint ")
@@ -37,7 +43,9 @@ class Progress(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """See logging."""
         text = record.getMessage()
-        if record.levelno >= logging.WARNING or _OTHER.match(text):
+        if _NOISE.match(text):
+            return False
+        if record.levelno >= logging.WARNING or (_OTHER.match(text) and "eta:" not in text):
             return True
         if not _TRAINED.match(text) or time.monotonic() - self.shown < SECONDS:
             return False

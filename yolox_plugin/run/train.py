@@ -190,5 +190,7 @@ def finish(args: argparse.Namespace, cfg: Any, outcome: report.Outcome, world_si
     })  # fmt: skip
     if args.performance and wait is not None and wait > LONG_WAIT:
         print(f"  more workers (--cfg-options {host.MORE_WORKERS}) or a cache of images ({host.CACHE}) help")
+    if evaluations and report.accuracy(evaluations[-1], outcome.has_gts)["mAP"] == 0.0:
+        print("  nothing was detected in validation: more --epochs help, or --load-from a checkpoint of other data")
     saved = "checkpoints, " if newest_checkpoint(work_dir) else ""  # of less than an epoch there is none
     print(f"  in {work_dir}: {saved}logs, config.py, result.json, curves.png", flush=True)

@@ -46,7 +46,10 @@ class Network:
         """Raises InputError for a config that is of another MMDetection."""
         test = entries.get("data", {}).get("test")
         if not isinstance(test, dict) or not isinstance(test.get("pipeline"), list):
-            raise InputError(f"the config has no data.test.pipeline, which {HOST} detects with: is it of another one?")
+            raise InputError(
+                f"the config has no data.test.pipeline, which {HOST} detects with: if it is of another,"
+                " name one of this by --config, such as yolox_s_8x8_300e_coco; its classes will be the checkpoint's"
+            )
         import_modules_from_strings(**with_plugin(entries.get("custom_imports")))
         cfg = Config(copy.deepcopy(entries))
         self.device = device or get_device()

@@ -43,7 +43,8 @@ class Network:
         dataset = (entries.get("test_dataloader") or {}).get("dataset") or {}
         if not isinstance(dataset.get("pipeline"), (list, tuple)):
             raise InputError(
-                f"the config has no test_dataloader.dataset.pipeline, which {HOST} detects with: is it of another one?"
+                f"the config has no test_dataloader.dataset.pipeline, which {HOST} detects with: if it is of another,"
+                " name one of this by --config, such as yolox_s_8x8_300e_coco; its classes will be the checkpoint's"
             )
         import_modules_from_strings(**with_plugin(entries.get("custom_imports")))
         init_default_scope(entries.get("default_scope") or "mmdet")
