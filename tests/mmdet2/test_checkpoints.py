@@ -310,21 +310,51 @@ def test_an_unsafe_checkpoint_is_an_error_and_not_an_older_epoch(tmp_path, monke
     assert resumed.epoch == 2
 
 
-@pytest.mark.parametrize("trusted", ["0", "1"])
-def test_what_cannot_be_read_without_mmengine_says_how_to_get_the_weights(tmp_path, monkeypatch, trusted):
-    """MMDetection 3's checkpoints hold histories of logged values."""
-    module = types.ModuleType("mmengine.logging.history_buffer")
-    exec("class HistoryBuffer: pass", module.__dict__)
-    packages = [types.ModuleType(name) for name in ("mmengine", "mmengine.logging")]
-    for package in packages:
-        package.__path__ = []
-    with monkeypatch.context() as there:
-        for part in (*packages, module):
-            there.setitem(sys.modules, part.__name__, part)
-        torch.save({"state_dict": {}, "message_hub": module.HistoryBuffer()}, tmp_path / "x.pth")
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", trusted)
+@pytest.fixture
+def of_mmengine(tmp_path, monkeypatch):
+    """A checkpoint such as MMDetection 3's, which hold histories of logged values, with `more` in it."""
+
+    def make(more):
+        module = types.ModuleType("mmengine.logging.history_buffer")
+        exec("class HistoryBuffer:\n def mean(self): pass", module.__dict__)
+        packages = [types.ModuleType(name) for name in ("mmengine", "mmengine.logging")]
+        for package in packages:
+            package.__path__ = []
+        with monkeypatch.context() as there:
+            for part in (*packages, module):
+                there.setitem(sys.modules, part.__name__, part)
+            history = module.HistoryBuffer()
+            history.values = np.arange(3.0)
+            history.statistics = {"mean": Attribute(module.HistoryBuffer, "mean")}
+            hub = {"log_scalars": {"loss": history}}
+            torch.save({"state_dict": {"a": torch.ones(2)}, "message_hub": hub, **more}, tmp_path / "x.pth")
+        return tmp_path / "x.pth"
+
+    return make
+
+
+class Attribute:
+    """Pickled as an attribute of something else, as functions in classes are."""
+
+    def __init__(self, owner, name):
+        self.asked = (owner, name)
+
+    def __reduce__(self):
+        return getattr, self.asked
+
+
+def test_checkpoints_of_mmengine_are_read_without_it(of_mmengine):
+    assert torch.equal(read_checkpoint(of_mmengine({}))["state_dict"]["a"], torch.ones(2))
+    # Nothing else has attributes asked of it.
+    with pytest.raises(UnsafeCheckpoint, match="attribute 'dump' of"):
+        read_checkpoint(of_mmengine({"more": Attribute(np.ndarray, "dump")}))
+
+
+def test_what_cannot_be_read_without_mmengine_says_how_to_get_the_weights(of_mmengine, monkeypatch):
+    """If torch is told to take all that a file has."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     with pytest.raises(UnsafeCheckpoint, match="holds objects of mmengine, which is not installed here; where it is"):
-        read_checkpoint(tmp_path / "x.pth")
+        read_checkpoint(of_mmengine({}))
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before torch 1.6"])

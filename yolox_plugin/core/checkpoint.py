@@ -35,14 +35,28 @@ class UnsafeCheckpoint(ValueError):
 
 
 def numpy_allowed() -> contextlib.AbstractContextManager[Any]:
-    """Within it, `torch.load(weights_only=True)` takes numpy's numbers and arrays of them, which can run no code.
+    """Within it, `torch.load(weights_only=True)` takes numpy's numbers and arrays of them, which can run no code, and
+    where mmengine is not installed, something in the place of its histories.
 
     mmcv's hooks put such into `meta` (a best score, for instance). torch before 2.5 neither needs nor has this.
     """
     if not hasattr(torch.serialization, "safe_globals"):
         return contextlib.nullcontext()
     there = torch.serialization.get_safe_globals()  # which the context would take away at its end
-    return torch.serialization.safe_globals([kind for kind in numpy_globals() if kind not in there])
+    wanted = numpy_globals()
+    if importlib.util.find_spec("mmengine") is None:
+        wanted += [(_History, "mmengine.logging.history_buffer.HistoryBuffer"), (_statistic, "builtins.getattr")]
+    return torch.serialization.safe_globals([kind for kind in wanted if kind not in there])
+
+
+class _History:
+    """Stands for mmengine's history of a logged value, of which MMDetection 3's checkpoints have some."""
+
+
+def _statistic(owner: Any, name: str) -> None:
+    """In the place of `getattr`, by which they name the statistics of a history."""
+    if owner is not _History:
+        raise pickle.UnpicklingError(f"the checkpoint asks for attribute {name!r} of {owner!r}, which is not allowed")
 
 
 def named(kind: type) -> tuple[type, str]:
