@@ -224,7 +224,7 @@ def test_inputs_that_cannot_be(learned, tmp_path, capfd, monkeypatch):
         (checkpoint, out, ["--img-size", 64, 64, 64], "must be one number, or height and width, got 3 numbers"),
         (checkpoint, out, ["--img-size", 64, f"--check={data}"], "leave --img-size out, or name (256, 256)"),
         (checkpoint, out, [f"--check={tmp_path / 'absent'}"], "absent is not a folder"),
-        (checkpoint, out, [f"--check={tmp_path}"], "annotations/instances_val2017.json"),
+        (checkpoint, out, [f"--check={tmp_path}"], "has no annotations/instances_train2017.json"),
         (tmp_path / "absent.pth", out, [], "absent.pth does not exist"),
         (there, out, [], "is no readable checkpoint"),
         (tmp_path / "bare.pth", out, [], "has no config in it: name the one it was trained with by --config"),
