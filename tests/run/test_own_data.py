@@ -171,6 +171,17 @@ def test_classes_that_are_named_stay(make, data, tmp_path):
     assert configured(*options)["model"]["bbox_head"]["num_classes"] == 7
 
 
+def test_processes_of_a_command_have_its_classes(monkeypatch, data):
+    """But for several annotation files, whose classes it has left as they are."""
+    path = data / "annotations/instances_train2017.json"
+    monkeypatch.setenv(training.starting.CLASSES, '["a", "b"]')
+    assert training.starting.own_classes([path]) == ["a", "b"]
+    assert training.starting.own_classes([path, path]) == []
+    monkeypatch.delenv(training.starting.CLASSES)
+    assert training.starting.own_classes([path]) == list(CLASSES)
+    assert training.starting.own_classes([path, path]) == []
+
+
 def renamed(content):
     content["categories"][1]["name"] = "cube"
     return content

@@ -30,10 +30,12 @@ class Ready(NamedTuple):
 def own_classes(paths: Sequence[Path]) -> list[str]:
     """The classes of a training's annotations, in the order of the file; none if there are several files, or none,
     which the checks tell."""
+    if len(paths) != 1:
+        return []
     if given := os.environ.get(CLASSES):
         found: list[str] = json.loads(given)
         return found
-    return classes_in(paths[0]) if len(paths) == 1 and paths[0].is_file() else []
+    return classes_in(paths[0]) if paths[0].is_file() else []
 
 
 def check_start(args: argparse.Namespace, data: Checked, model: Any) -> Ready:

@@ -85,8 +85,7 @@ def check_shape(named: str, cfg: Config) -> None:
 
 def point_to(cfg: Config, root: Path, whole: bool = False) -> None:
     """Lets the data sets read what is under `root`, all of them the `whole` of a data set that is not split: in its
-    layout, or, where a split has several annotation files,
-    under the names that they have.
+    layout, or, where a split has several annotation files, under the names that they have.
 
     The latter keep their place in relation to the config's data_root.
     """
