@@ -25,8 +25,9 @@ from mmdet.datasets.coco import CocoDataset as StockCoco
 from mmdet.datasets.pipelines import MixUp, Mosaic, RandomAffine, YOLOXHSVRandomAug
 from torch.utils.data import DataLoader
 
+from yolox_plugin.core import annotation_index
 from yolox_plugin.core.mixing import data_sets_in
-from yolox_plugin.core.packed import PackedDict, PackedList
+from yolox_plugin.core.packed import PackedList
 from yolox_plugin.mmdet2.dataset import StockMultiImageMixDataset as StockMix
 from yolox_plugin.protocol import Moment
 
@@ -92,19 +93,6 @@ def test_a_packed_list_reads_as_a_list():
     for index in (5, -6):
         with pytest.raises(IndexError, match=rf"index must be in \[-5, 5\), got {index}"):
             packed[index]
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [[], [3, 1, 2], [2**62, -5, 0], ["3", "1"], [1, "1", 1.5], [2**70, 1], [True, 7]],
-    ids=str,
-)
-def test_a_packed_dictionary_reads_as_a_dictionary(keys):
-    items = {key: [key, str(key)] for key in keys}
-    packed = PackedDict(items)
-    others = (0, 4, -5, "1", "x", 1.5, 1.0, np.int64(3), np.int32(2), 2**62, 2**80, None, True)
-    for key in (*keys, *others):
-        assert packed.get(key) == items.get(key), repr(key)
 
 
 def coco_config(root, **changes):
@@ -354,6 +342,39 @@ def test_a_packed_data_set_says_what_the_stock_one_says(data_root, test_mode):
             np.testing.assert_equal(ours[i], stock[i])
     results = [[np.array([[10.0, 10, 50, 50, 0.9]]), np.zeros((0, 5))] for _ in range(len(stock))]
     assert ours.evaluate(results) == stock.evaluate(results)  # reads the annotations again after training
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"filter_empty_gt": True}, {"filter_empty_gt": True, "classes": ("ring",)}, {"classes": ("no such thing",)},
+], ids=str)  # fmt: skip
+def test_a_data_set_of_a_kept_index(data_root, tmp_path, monkeypatch, options):
+    """Which later processes map."""
+    monkeypatch.setattr(annotation_index, "LARGE", 0)
+    content = mmcv.load(data_root / "annotations/instances_train2017.json")
+    for image in content["images"][::3]:
+        image["width"] = 31  # MMDetection leaves these out
+    content["annotations"] = content["annotations"][::3]
+    mmcv.dump(content, tmp_path / "train.json")
+    for _ in range(2):
+        ours, stock = both(data_root, ann_file=str(tmp_path / "train.json"), **options)
+        assert ours._index.kept == tmp_path / "train.json.yolox_index"
+        assert (len(ours), ours.img_ids, ours.cat_ids) == (len(stock), stock.img_ids, stock.cat_ids)
+        assert ours.flag.dtype == stock.flag.dtype and ours.flag.tolist() == stock.flag.tolist()
+        for dataset in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+            for i in range(len(stock)):
+                np.testing.assert_equal(dataset[i], stock[i])
+        assert len(stock) < len(content["images"]) and ours.data_infos == stock.data_infos
+
+
+@pytest.mark.parametrize("name", ["_filter_imgs", "_parse_ann_info", "_set_group_flag", "load_annotations"])
+def test_what_somebody_else_loads_is_loaded_so(data_root, name):
+    calls = []
+    base = DATASETS.get("CocoDataset")
+    theirs = getattr(base, name)
+    own = type("Own", (base,), {name: lambda self, *args: calls.append(1) or theirs(self, *args)})
+    ours, stock = own(**coco_config(data_root)), StockCoco(**coco_config(data_root))
+    np.testing.assert_equal(ours[0], stock[0])
+    assert calls and ours.data_infos == stock.data_infos
 
 
 @pytest.mark.slow

@@ -16,15 +16,17 @@ from mmdet.datasets import CocoDataset, dataset_wrappers
 from mmdet.datasets import MultiImageMixDataset as StockMultiImageMixDataset
 from mmdet.engine.hooks import YOLOXModeSwitchHook
 from mmdet.registry import DATASETS, TRANSFORMS
+from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.dataset import BaseDataset, Compose, ConcatDataset, RepeatDataset, worker_init_fn
 from pairs import STOCK, build, build_stock, draw, inner, same, standard
 from photographs import write_images
 from torch.utils.data import DataLoader
 
-from yolox_plugin.core import mixing
+from yolox_plugin.core import annotation_index, mixing
 from yolox_plugin.core.cache import file_stamp
 from yolox_plugin.core.mixing import data_sets_in
 from yolox_plugin.mmdet3 import PARTS
+from yolox_plugin.mmdet3.dataset import CocoDataset as OurCocoDataset
 from yolox_plugin.mmdet3.dataset import MultiImageMixDataset
 from yolox_plugin.protocol import Moment
 
@@ -381,6 +383,83 @@ def test_a_data_set_that_loads_late_is_loaded(images):
     dataset = build(data, standard())
     assert data._fully_initialized
     same(draw(dataset, 0, 1), draw(build_stock(inner(images), standard()), 0, 1))
+
+
+OPTIONS = [
+    {}, {"lazy_init": True},
+    {"filter_cfg": {"filter_empty_gt": True, "min_size": 32}}, {"filter_cfg": {"min_size": 70}},
+    {"filter_cfg": {"filter_empty_gt": True}, "metainfo": {"classes": ("2",)}}, {"indices": 4}, {"test_mode": True},
+    {"serialize_data": False}, {"return_classes": True}, {"data_root": ""},
+]  # fmt: skip
+
+
+def both(images, **changes):
+    """The plugin's data set and MMDetection's own."""
+    common = {
+        "ann_file": str(images / "annotations.json"), "data_prefix": {"img": str(images)},
+        "metainfo": {"classes": ("2", "0")},
+        "pipeline": [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations", "with_bbox": True}], **changes,
+    }  # fmt: skip
+    ours, stock = DATASETS.get("CocoDataset")(**copy.deepcopy(common)), CocoDataset(**common)
+    assert type(ours) is OurCocoDataset and type(stock) is CocoDataset
+    return ours, stock
+
+
+def equal(ours, theirs):
+    """Compares what data sets say."""
+    np.testing.assert_equal(plain(ours), plain(theirs))
+
+
+def plain(value):
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value.numpy() if isinstance(value, HorizontalBoxes) else value
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_annotations_of_an_index(images, tmp_path, monkeypatch, options, kept):
+    if kept:
+        monkeypatch.setattr(annotation_index, "LARGE", 0)
+    path = tmp_path / "train.json"
+    path.write_bytes((images / "annotations.json").read_bytes())
+    for _ in range(2):
+        ours, stock = both(images, ann_file=str(path), **options)
+        assert len(ours) == len(stock) > 0
+        assert not kept or ours._index is None or ours._index.kept == tmp_path / "train.json.yolox_index"
+        assert (ours.cat_ids, ours.cat2label) == (stock.cat_ids, stock.cat2label)
+        for dataset in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+            for i in (*range(len(stock)), -1):
+                equal(dataset.get_data_info(i), stock.get_data_info(i))
+            equal(dataset[0], stock[0])
+            assert dataset.get_cat_ids(0) == stock.get_cat_ids(0)
+        with pytest.raises(IndexError):
+            ours.get_data_info(len(stock))
+    usual = not options.keys() & {"indices", "test_mode", "serialize_data"}
+    assert (ours._index is not None) == usual
+    assert (tmp_path / "train.json.yolox_index").exists() == (kept and usual)
+
+
+@pytest.mark.parametrize("look", [
+    lambda data: data.data_bytes.tobytes(), lambda data: data.data_address.tolist(), lambda data: data.cat_img_map,
+    lambda data: [data.get_subset([1, 3]).get_data_info(i) for i in range(2)], lambda data: data.load_data_list(),
+    lambda data: data.get_subset_(3) or [len(data), data.get_data_info(2)], lambda data: data.metainfo,
+    lambda data: data.data_list,
+])  # fmt: skip
+def test_what_stock_keeps_of_all_samples_is_there_when_somebody_looks(images, look):
+    ours, stock = both(images)
+    equal(look(ours), look(stock))
+    equal(ours.get_data_info(1), stock.get_data_info(1))
+    assert len(ours) == len(stock)
+
+
+def test_what_somebody_else_loads_is_loaded_so(images):
+    class Own(OurCocoDataset):
+        def parse_data_info(self, raw_data_info):
+            return super().parse_data_info(raw_data_info) | {"own": 1}
+
+    theirs = Own(ann_file=str(images / "annotations.json"), data_prefix={"img": str(images)}, pipeline=[])
+    assert theirs._index is None and theirs.get_data_info(0)["own"] == 1
 
 
 def test_configs_build_the_plugin(images):

@@ -48,7 +48,7 @@ NAMES = {
     "head": "YOLOXHead",
     "training": "YOLOX, DetDataPreprocessor, BatchSyncRandomResize, ExpMomentumEMA, YOLOXModeSwitchHook, SyncNormHook,"
     " RuntimeInfoHook, CheckpointHook, save_checkpoint, SGD, AmpOptimWrapper, EpochBasedTrainLoop,"
-    " MMDistributedDataParallel, init_dist, MultiImageMixDataset",
+    " MMDistributedDataParallel, init_dist, CocoDataset, MultiImageMixDataset",
     "pipeline": "Mosaic, RandomAffine, MixUp, YOLOXHSVRandomAug",
 }
 

@@ -418,7 +418,7 @@ def test_files_in_the_work_directory_are_all_written_or_none(data, tmp_path):
     args = training.parser().parse_args([f"--data-path={data}", "--model=nano", f"--load-from={tmp_path / 'coco.pth'}",
                                          "--device=cpu"])  # fmt: skip
     ready = training.host.check(args, training.host.configure(args))
-    ready = ready._replace(split=splits.Split("{}", "[]"))
+    ready = ready._replace(split=splits.Split("{}", "[]", 0))
     run = tmp_path / "run"
     run.mkdir()
     for name in ("initial_weights.pth", "split"):

@@ -1,7 +1,7 @@
-"""Lists and dictionaries that forked workers read without copying them."""
+"""Lists that forked workers read without copying them."""
 
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,23 +27,3 @@ class PackedList(Sequence[Any]):
         index = index % len(self)
         begin = self._ends[index - 1] if index else 0
         return pickle.loads(memoryview(self._bytes)[begin : self._ends[index]])  # type: ignore[arg-type]
-
-
-class PackedDict:
-    """The same for a dictionary."""
-
-    def __init__(self, items: Mapping[Any, Any]) -> None:
-        are_integers = all(type(key) is int and abs(key) < 2**63 for key in items)
-        keys = sorted(items) if are_integers else list(items)
-        self._values = PackedList(items[key] for key in keys)
-        # Workers would write the reference counts of integers as well, which most keys are.
-        self._sorted = np.array(keys, np.int64) if are_integers else None
-        self._places = {} if are_integers else {key: place for place, key in enumerate(keys)}
-
-    def get(self, key: Any) -> Any:
-        """The value; None if there is none."""
-        place = self._places.get(key)
-        if self._sorted is not None and isinstance(key, (int, float, np.number)):
-            found = int(self._sorted.searchsorted(key))
-            place = found if found < len(self._sorted) and self._sorted[found] == key else None
-        return None if place is None else self._values[place]

@@ -10,6 +10,7 @@ from typing import Any
 
 import mmcv
 import mmdet.datasets.coco
+import numpy as np
 from mmdet.datasets import CocoDataset as StockCocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.datasets.api_wrappers import COCOeval as StockCOCOeval
@@ -27,11 +28,12 @@ from mmdet.datasets.pipelines import (
 )
 from torch.utils.data import get_worker_info
 
+from ..core.annotation_index import AnnotationIndex, open_index
 from ..core.cache import ImageCache
 from ..core.coco_eval import COCOeval
-from ..core.images import Results
+from ..core.images import Array, Results
 from ..core.mixing import Mixing, check_skip_type_keys
-from ..core.packed import PackedDict, PackedList
+from ..core.packed import PackedList
 from ..core.workers import Announcements
 from ..patches import has_own
 from ..protocol import Moment, TrainingPart
@@ -53,32 +55,85 @@ def _without_byte_order_mark(ann_file: str) -> Iterator[str]:
             yield copied.name
 
 
-class CocoDataset(StockCocoDataset, TrainingPart):
-    """The stock class. For training, annotations are packed by image id and the index of pycocotools is dropped, until
-    somebody asks for `coco`, which then counts again.
+class _Infos(Sequence[Any]):
+    """What stock makes of the images of an index, each made anew for whoever asks."""
 
-    In data-loading workers `data_infos` cannot be changed, as they have a packed copy of it.
+    def __init__(self, index: AnnotationIndex, places: Array) -> None:
+        self._index, self.places = index, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        info = self._index.image(self.places[index])
+        return info | {"filename": info["file_name"]}
+
+
+# What stock does with a file whose index the plugin takes instead.
+LOADING = ("load_annotations", "_filter_imgs", "_set_group_flag", "_parse_ann_info")
+
+
+class CocoDataset(StockCocoDataset, TrainingPart):
+    """The stock class. For training, annotations are read from an index that the processes of a machine share
+    (`core.annotation_index`), and pycocotools' own is made when somebody asks for `coco`, which then counts.
+
+    In data-loading workers `data_infos` cannot be changed.
 
     Attributes:
         label_names: the class of each label, in the order of the annotation file, which MMDetection follows.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._index: AnnotationIndex | None = None
+        self._infos: Any = None  # a list, or _Infos of the index
         self._packed_infos: PackedList | None = None
-        self._packed_annotations = PackedDict({})
         super().__init__(*args, **kwargs)
-        if not self.test_mode and "coco" in vars(self):
-            coco = self.coco
-            annotations = {id_: coco.load_anns(coco.get_ann_ids(img_ids=[id_])) for id_ in coco.imgs}
-            self._packed_annotations = PackedDict(annotations)
-            del self.coco
 
     def load_annotations(self, ann_file: str) -> list[dict[str, Any]]:
         """See the stock class."""
-        with _without_byte_order_mark(ann_file) as readable:
-            infos: list[dict[str, Any]] = super().load_annotations(readable)
-        self.label_names = [self.coco.cats[id_]["name"] for id_ in self.cat_ids]
+        plain = not has_own(self, LOADING) and not has_own(StockCocoDataset, LOADING)
+        if not self.test_mode and self.proposal_file is None and ann_file == self.ann_file and plain:
+            self._index = open_index(ann_file)
+        if self._index is None:
+            with _without_byte_order_mark(ann_file) as readable:
+                infos: list[dict[str, Any]] = super().load_annotations(readable)
+            categories = self.coco.cats
+        else:
+            infos = []
+            categories = self._read_categories(self._index)
+        self.label_names = [categories[id_]["name"] for id_ in self.cat_ids]
         return infos
+
+    def _read_categories(self, index: AnnotationIndex) -> dict[Any, Any]:
+        """Those of the file by their ids; those of this data set become its own."""
+        coco = COCO()
+        coco.dataset = {"categories": index.categories}
+        coco.createIndex()
+        self.cat_ids = coco.get_cat_ids(cat_names=self.CLASSES)
+        self.cat2label = {cat_id: i for i, cat_id in enumerate(self.cat_ids)}
+        return coco.cats  # type: ignore[no-any-return]
+
+    def _filter_imgs(self, min_size: int = 32) -> list[int]:
+        """See the stock class."""
+        if self._index is None:
+            found: list[int] = super()._filter_imgs(min_size)
+            return found
+        kept = self._index.sizes.min(1, initial=np.inf) >= min_size
+        if self.filter_empty_gt:
+            kept &= self._index.has_any(self.cat_ids)
+        self._infos = _Infos(self._index, kept.nonzero()[0])
+        self.img_ids = [self._index.ids[place] for place in self._infos.places]
+        return []
+
+    def _set_group_flag(self) -> None:
+        """See the stock class."""
+        if not isinstance(self._infos, _Infos):
+            super()._set_group_flag()
+            return
+        width, height = self._infos._index.sizes[self._infos.places].T
+        self.flag = (width / height > 1).astype(np.uint8)
 
     @cached_property
     def coco(self) -> COCO:
@@ -89,17 +144,31 @@ class CocoDataset(StockCocoDataset, TrainingPart):
     @property
     def data_infos(self) -> Any:
         """See the stock class. Group flags follow an assignment."""
-        return self._infos if self._packed_infos is None or get_worker_info() is None else self._packed_infos
+        if get_worker_info() is not None:
+            return self.infos
+        if isinstance(self._infos, _Infos):
+            self._infos = self._infos[:]
+        return self._infos
 
     @data_infos.setter
     def data_infos(self, infos: Any) -> None:
+        if "pipeline" not in vars(self) and self._index is not None:
+            return  # stock's __init__, of which `_filter_imgs` has found the images
         self._infos, self._packed_infos = infos, None
         if "flag" in vars(self):
             self._set_group_flag()
 
+    @property
+    def infos(self) -> Any:
+        """What `data_infos` says, for those who only read it."""
+        return self._infos if self._packed_infos is None or get_worker_info() is None else self._packed_infos
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
     def start_epoch(self, moment: Moment) -> None:
         """What workers read of `data_infos` from now on costs them no memory."""
-        self._packed_infos = PackedList(self._infos)
+        self._packed_infos = None if isinstance(self._infos, _Infos) else PackedList(self._infos)
 
     def end_epoch(self) -> None:
         """Workers that start from now on read `data_infos` as it is then."""
@@ -107,18 +176,18 @@ class CocoDataset(StockCocoDataset, TrainingPart):
 
     def _annotations(self, idx: int) -> list[dict[str, Any]] | None:
         """All annotations of an image; None where those of `coco` count."""
-        if self.test_mode or "coco" in vars(self):
+        if self._index is None or "coco" in vars(self):
             return None
-        found: list[dict[str, Any]] | None = self._packed_annotations.get(self.data_infos[idx]["id"])
-        return found
+        if isinstance(self._infos, _Infos):
+            return self._index.annotations(self._infos.places[idx])
+        place = self._index.places.get(self.infos[idx]["id"])
+        return None if place is None else self._index.annotations(place)
 
     def get_ann_info(self, idx: int) -> dict[str, Any]:
         """See the stock class."""
         annotations = self._annotations(idx)
         found: dict[str, Any] = (
-            super().get_ann_info(idx)
-            if annotations is None
-            else self._parse_ann_info(self.data_infos[idx], annotations)
+            super().get_ann_info(idx) if annotations is None else self._parse_ann_info(self.infos[idx], annotations)
         )
         return found
 
@@ -139,7 +208,7 @@ class CocoDataset(StockCocoDataset, TrainingPart):
         try:
             return super().prepare_test_img(idx)
         except AttributeError as error:
-            name = _path(self, self.data_infos[idx])
+            name = _path(self, self.infos[idx])
             if os.path.isfile(name) and mmcv.imread(name) is None:
                 raise ValueError(f"{name} is no readable image") from error
             raise
@@ -221,7 +290,7 @@ class MultiImageMixDataset(StockMultiImageMixDataset, Mixing, TrainingPart):
             if not _is_standard(dataset):
                 raise ValueError(f"cache={cache!r} needs a CocoDataset with LoadImageFromFile, LoadAnnotations alone")
             folder = cache_dir or f"{str(dataset.img_prefix).rstrip('/')}.cache"
-            shapes = {_path(dataset, info): (info["height"], info["width"]) for info in dataset.data_infos}
+            shapes = {_path(dataset, info): (info["height"], info["width"]) for info in dataset.infos}
             self._cache = ImageCache(shapes, cache, cache_bytes, folder)
 
     @property
@@ -260,7 +329,7 @@ class MultiImageMixDataset(StockMultiImageMixDataset, Mixing, TrainingPart):
         if not _is_standard(self.dataset):
             return None
         load, annotate = self.dataset.pipeline.transforms
-        info = self.dataset.data_infos[index]
+        info = self.dataset.infos[index]
         name = _path(self.dataset, info)
         if load.file_client is None:
             load.file_client = mmcv.FileClient(**load.file_client_args)

@@ -11,7 +11,7 @@ from ..parts import Parts, is_on
 from .assigner import SimOTAAssigner
 from .batch import DetDataPreprocessor
 from .checkpoints import CheckpointHook, allow_own_checkpoints, save_checkpoint
-from .dataset import MultiImageMixDataset
+from .dataset import CocoDataset, MultiImageMixDataset
 from .detector import YOLOX
 from .ema import ExpMomentumEMA
 from .head import YOLOXHead
@@ -44,6 +44,7 @@ PARTS: Parts = {
         (MODEL_WRAPPERS, MMDistributedDataParallel),
         (RUNNER, MMDistributedDataParallel),
         (RUNNER, init_dist),
+        (DATASETS, CocoDataset),
         (DATASETS, MultiImageMixDataset),
     ],
     "PIPELINE": [

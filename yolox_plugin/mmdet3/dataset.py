@@ -1,15 +1,17 @@
-"""MMDetection's data set that mixes images, for workers that live long: seeds and switches."""
+"""MMDetection's data sets of the standard YOLOX config, for workers that live long: seeds, switches and memory."""
 
+import os
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import mmcv
 import numpy as np
 import torch
 from mmcv.transforms import LoadImageFromFile
-from mmdet.datasets import CocoDataset
+from mmdet.datasets import CocoDataset as StockCocoDataset
 from mmdet.datasets import MultiImageMixDataset as StockMultiImageMixDataset
+from mmdet.datasets.api_wrappers import COCO
 from mmdet.datasets.transforms import (
     FilterAnnotations,
     LoadAnnotations,
@@ -21,8 +23,9 @@ from mmdet.datasets.transforms import (
 from mmdet.datasets.transforms import MixUp as StockMixUp
 from mmdet.structures.bbox import HorizontalBoxes
 from mmengine import fileio
-from mmengine.dataset import Compose
+from mmengine.dataset import Compose, force_full_init
 
+from ..core.annotation_index import AnnotationIndex, open_index
 from ..core.cache import ImageCache
 from ..core.images import Results
 from ..core.mixing import Mixing, check_skip_type_keys
@@ -31,10 +34,102 @@ from ..patches import has_own
 from ..protocol import Moment, TrainingPart
 from .transforms import MixUp, Mosaic, RandomAffine, YOLOXHSVRandomAug
 
+# What stock does with a file whose index the plugin takes instead.
+LOADING = ("load_data_list", "parse_data_info", "filter_data", "_serialize_data", "get_cat_ids")
+
+
+class CocoDataset(StockCocoDataset):
+    """The stock class. For training, annotations are read from an index that the processes of a machine share
+    (`core.annotation_index`): each sample is made of it when it is asked for. What stock keeps of all samples is made
+    as soon as somebody looks at it, and counts from then on."""
+
+    _index: AnnotationIndex | None = None
+    _fully_initialized: bool
+
+    def full_init(self) -> None:
+        """See the stock class."""
+        if self._fully_initialized:
+            return
+        self._index = self._open_index()
+        if self._index is None:
+            super().full_init()
+            return
+        coco = COCO()
+        coco.dataset = {"categories": self._index.categories}
+        coco.createIndex()
+        self.cat_ids = coco.get_cat_ids(cat_names=self.metainfo["classes"])
+        self.cat2label = {cat_id: i for i, cat_id in enumerate(self.cat_ids)}
+        kept = np.ones(len(self._index), bool)
+        if self.filter_cfg is not None:
+            kept = self._index.sizes.min(1, initial=np.inf) >= self.filter_cfg.get("min_size", 0)
+            if self.filter_cfg.get("filter_empty_gt", False):
+                kept &= self._index.has_any(self.cat_ids)
+        self._places = kept.nonzero()[0]
+        self._fully_initialized = True
+
+    def _open_index(self) -> AnnotationIndex | None:
+        """That of the annotation file; None if something asks for stock's own code."""
+        if type(self) is not CocoDataset or has_own(StockCocoDataset, LOADING) or StockCocoDataset.COCOAPI is not COCO:
+            return None
+        options = (self.test_mode, self.proposal_file, self.backend_args, self._indices, self.serialize_data)
+        if options != (False, None, None, None, True) or not os.path.isfile(self.ann_file):
+            return None
+        return open_index(self.ann_file)
+
+    def _load_as_stock(self) -> None:
+        self._index, self._fully_initialized = None, False
+        super().full_init()
+        self._fully_initialized = True
+
+    @cached_property
+    def data_bytes(self) -> Any:
+        """See the stock class."""
+        return self._of_stock("data_bytes")
+
+    @cached_property
+    def data_address(self) -> Any:
+        """See the stock class."""
+        return self._of_stock("data_address")
+
+    @cached_property
+    def cat_img_map(self) -> Any:
+        """See the stock class."""
+        return self._of_stock("cat_img_map")
+
+    def _of_stock(self, name: str) -> Any:
+        if self._index is None:
+            raise AttributeError(f"{type(self).__name__} has no {name} before full_init")
+        self._load_as_stock()
+        return vars(self)[name]
+
+    def _copy_without_annotation(self, *args: Any) -> Any:
+        """See the stock class: of a copy that gets a part of what stock keeps."""
+        if self._index is not None:
+            self._load_as_stock()
+        return super()._copy_without_annotation(*args)
+
+    @force_full_init  # type: ignore[untyped-decorator]
+    def get_data_info(self, idx: int) -> Any:
+        """See the stock class."""
+        if self._index is None:
+            return super().get_data_info(idx)
+        place = self._places[idx]
+        info = self._index.image(place)
+        info["img_id"] = self._index.ids[place]
+        found = self.parse_data_info({"raw_ann_info": self._index.annotations(place), "raw_img_info": info})
+        return found | {"sample_idx": idx if idx >= 0 else len(self) + idx}
+
+    @force_full_init  # type: ignore[untyped-decorator]
+    def __len__(self) -> int:
+        if self._index is None:
+            length: int = super().__len__()
+            return length
+        return len(self._places)
+
 
 def _is_standard(dataset: Any) -> bool:
     """Whether its samples are an image as OpenCV reads it and boxes."""
-    if not isinstance(dataset, CocoDataset) or has_own(dataset, ("__getitem__", "prepare_data", "get_data_info")):
+    if not isinstance(dataset, StockCocoDataset) or has_own(dataset, ("__getitem__", "prepare_data", "get_data_info")):
         return False
     if type(dataset.pipeline) is not Compose or has_own(dataset.pipeline, ["__call__"]):
         return False
@@ -68,7 +163,7 @@ def _annotate(step: LoadAnnotations, sample: Results) -> Results | None:
 class _WithoutImages:
     """The samples of a standard data set with their boxes alone: all that `MixUp` looks at to choose a partner."""
 
-    def __init__(self, dataset: CocoDataset) -> None:
+    def __init__(self, dataset: StockCocoDataset) -> None:
         self._dataset = dataset
 
     def __len__(self) -> int:

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 
 import cv2
 
+from ..core import annotation_index
+from ..core.annotation_index import AnnotationIndex
+from ..core.coco_json import CocoFile, read_coco
 from .messages import InputError, warn
 
 
@@ -44,6 +47,7 @@ class Checked(NamedTuple):
 
     labels: dict[str, int]  # each class's
     files: list[Counts]
+    indexes: list[tuple[AnnotationIndex, Path]]  # of large files to train on
 
 
 def check_data(sources: Iterable[Source], root: Path | None, heads: int | None, images: bool = True) -> Checked:
@@ -61,6 +65,7 @@ def check_data(sources: Iterable[Source], root: Path | None, heads: int | None, 
         raise InputError(f"--data-path {root} is not a folder")
     known: dict[str, tuple[int, Path]] = {}
     files: list[Counts] = []
+    indexes: list[tuple[AnnotationIndex, Path]] = []
     trained: Source | None = None  # if the config's classes are all that it has
     for source in sources:
         if trained is not None and not source.training and source.path.is_file():
@@ -69,8 +74,11 @@ def check_data(sources: Iterable[Source], root: Path | None, heads: int | None, 
         if source.training and list(source.classes) == classes_in(source.path):
             trained = source
         check_labels(known, list(files[-1].boxes), source.path)
-    _parsed.cache_clear()
-    return Checked({name: label for name, (label, _) in known.items()}, files)
+        if source.training and source.path.stat().st_size >= annotation_index.LARGE:
+            index = annotation_index.build(read_file(source.path))
+            indexes += [(index, source.path)] if index is not None else []
+    _read.cache_clear()
+    return Checked({name: label for name, (label, _) in known.items()}, files, indexes)
 
 
 def check_file(source: Source, root: Path | None, heads: int | None, images: bool) -> Counts:
@@ -182,25 +190,31 @@ def check_entries(path: Path, kind: str, entries: Sequence[Any], rules: Sequence
 
 
 def read_annotations(path: Path) -> dict[str, list[Any]]:
-    """An annotation file's lists, which nobody may change: until `check_data` ends, the last file stays in memory.
+    """An annotation file's lists, see `read_file`."""
+    content: dict[str, list[Any]] = read_file(path).content
+    return content
+
+
+def read_file(path: Path) -> CocoFile:
+    """An annotation file, which nobody may change: until `check_data` ends, the last one stays in memory.
 
     Raises:
         InputError: it is none.
     """
     about = path.stat()
-    return _parsed(path, about.st_mtime_ns, about.st_size)
+    return _read(path, about.st_mtime_ns, about.st_size)
 
 
 @functools.lru_cache(maxsize=1)
-def _parsed(path: Path, *_: int) -> dict[str, list[Any]]:
+def _read(path: Path, *_: int) -> CocoFile:
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+        file = read_coco(path)
     except (ValueError, RecursionError) as error:  # also of numbers and depths that Python refuses
         raise InputError(f"{path} is no JSON file: {error}") from error
     parts = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
+    if not isinstance(file.content, dict) or not all(isinstance(file.content.get(part), list) for part in parts):
         raise InputError(f"{path} must be an object with the lists {', '.join(parts)}")
-    return content
+    return file
 
 
 def _begins_with_mark(path: Path) -> bool:
@@ -326,7 +340,9 @@ def labels_of(sources: Iterable[Source]) -> dict[str, int]:
     """Each class's label in files that `check_data` has passed."""
     known: dict[str, int] = {}
     for source in sources:
-        names = [category["name"] for category in json.loads(source.path.read_bytes())["categories"]]
+        index = annotation_index.open_index(source.path)
+        categories = json.loads(source.path.read_bytes())["categories"] if index is None else index.categories
+        names = [category["name"] for category in categories]
         for label, name in enumerate(name for name in names if name in source.classes):
             known.setdefault(name, label)
     return known

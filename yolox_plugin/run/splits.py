@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..core.coco_json import LISTS, CocoFile
 from . import annotations
 from .layouts import Layout, Part
 from .messages import InputError
@@ -18,6 +19,7 @@ class Split(NamedTuple):
 
     train: str
     val: str
+    val_images: int
 
     def files(self, work_dir: Path) -> dict[Path, str]:
         """The text of each file of this split."""
@@ -40,7 +42,8 @@ def plan_split(root: Path, layout: Layout, fraction: float, seed: int) -> Split:
     if layout.is_split:
         raise InputError(f"--val-fraction: --data-path {root} is split already, as {layout.name}")
     path = layout.train.annotations
-    content = annotations.read_annotations(path)
+    file = annotations.read_file(path)
+    content = file.content
     val = draw_images(content["images"], content["annotations"], fraction, random.Random(seed))
     if all(entry["image_id"] in val for entry in content["annotations"]):
         raise InputError(f"--val-fraction={fraction:g} leaves no box of {path} for the training")
@@ -50,13 +53,20 @@ def plan_split(root: Path, layout: Layout, fraction: float, seed: int) -> Split:
             " validation: both it and the training need one"
         )
     record = {"file": path.name, "val_fraction": fraction, "seed": seed}
-    texts = []
-    for in_val in (False, True):
-        part: dict[str, Any] = {**content, "split": record}
-        part["images"] = [image for image in content["images"] if (image["id"] in val) == in_val]
-        part["annotations"] = [entry for entry in content["annotations"] if (entry["image_id"] in val) == in_val]
-        texts.append(json.dumps(part))
-    return Split(*texts)
+    others = {name: value for name, value in content.items() if name not in LISTS}
+    head = json.dumps({**others, "split": record})[:-1]
+    train_text, val_text = (
+        f'{head}, "images": [{_texts(file, "images", "id", val, inside)}],'
+        f' "annotations": [{_texts(file, "annotations", "image_id", val, inside)}]}}'
+        for inside in (False, True)
+    )
+    return Split(train_text, val_text, len(val))
+
+
+def _texts(file: CocoFile, kind: str, key: str, images: set[Any], inside: bool) -> str:
+    """The entries of a kind whose image is one of `images`, or none of them."""
+    entries = enumerate(file.content[kind])
+    return ", ".join(file.entry(kind, place) for place, entry in entries if (entry[key] in images) == inside)
 
 
 def draw_images(images: list[Any], boxes: list[Any], fraction: float, rng: random.Random) -> set[Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..core import annotation_index
 from . import annotations, folders, initial_weights, splits
 from .annotations import Checked, Counts, classes_in
 from .initial_weights import Fitting, fitting_weights
@@ -73,7 +74,7 @@ def plan(args: argparse.Namespace, read: Sequence[Path]) -> Split:
 
 
 def write(work_dir: Path, ready: Ready) -> None:
-    """Writes to `work_dir` what the config is to read from there.
+    """Writes to `work_dir` what the config is to read from there, and keeps indexes, which then take no memory here.
 
     Raises:
         InputError: something else is there under such a name.
@@ -81,10 +82,12 @@ def write(work_dir: Path, ready: Ready) -> None:
     files: dict[Path, Callable[[Path], object]] = {}
     if ready.split is not None:
         for path, text in ready.split.files(work_dir).items():
-            files[path] = functools.partial(Path.write_text, data=text)
+            files[path] = functools.partial(Path.write_text, data=text, encoding="utf-8")
     if ready.weights is not None:
         files[work_dir / initial_weights.FILE] = ready.weights.write
     folders.write_new(work_dir, files)
+    while ready.data.indexes:
+        annotation_index.keep(*ready.data.indexes.pop())
 
 
 def describe(config: str, device: str, devices: int, batch_size: int, length: str, work_dir: str, ready: Ready) -> str:
@@ -102,8 +105,7 @@ def describe(config: str, device: str, devices: int, batch_size: int, length: st
     parts = [f"{in_words(train)} for training"]
     if ready.split is not None:
         [kept] = val
-        total = json.loads(ready.split.val)
-        parts = [f"{in_words([kept])}, of which {len(total['images'])} images are for validation"]
+        parts = [f"{in_words([kept])}, of which {ready.split.val_images} images are for validation"]
     elif val:
         parts.append(f"{in_words(val)} for validation")
     lines = {
