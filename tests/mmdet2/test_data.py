@@ -54,6 +54,19 @@ def test_no_epoch_repeats_another(mixed_dataset, run_epochs, persistent_workers,
     assert hashes(run_epochs(mixed_dataset, max_epochs=3, start=1, **options)) == {1: epochs[1], 2: epochs[2]}
 
 
+@pytest.mark.parametrize("wrap", [lambda data: data, lambda data: ConcatDataset([RepeatDataset(data, 2), data])])
+def test_batches_do_not_depend_on_the_workers(mixed_dataset, run_epochs, wrap):
+    """Shuffled, in each of two epochs, and where an image comes three times in an epoch."""
+    data = wrap(mixed_dataset)
+    first, *others = (
+        hashes(run_epochs(data, max_epochs=2, shuffle=True, workers=workers, persistent_workers=workers == 3))
+        for workers in (0, 1, 2, 3)
+    )
+    assert all(other == first for other in others)
+    batches = [batch for epoch in first.values() for batch in epoch]
+    assert len(set(batches)) == len(batches)
+
+
 def test_shuffling_is_a_function_of_seed_and_epoch(mixed_dataset, run_epochs):
     epochs = hashes(run_epochs(mixed_dataset, max_epochs=3, shuffle=True))
     assert hashes(run_epochs(mixed_dataset, max_epochs=3, start=2, shuffle=True)) == {2: epochs[2]}

@@ -17,7 +17,7 @@ from mmdet.datasets import MultiImageMixDataset as StockMultiImageMixDataset
 from mmdet.engine.hooks import YOLOXModeSwitchHook
 from mmdet.registry import DATASETS, TRANSFORMS
 from mmdet.structures.bbox import HorizontalBoxes
-from mmengine.dataset import BaseDataset, Compose, ConcatDataset, RepeatDataset, worker_init_fn
+from mmengine.dataset import BaseDataset, Compose, ConcatDataset, DefaultSampler, RepeatDataset, worker_init_fn
 from pairs import STOCK, build, build_stock, draw, inner, same, standard
 from photographs import write_images
 from torch.utils.data import DataLoader
@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from yolox_plugin.core import annotation_index, mixing
 from yolox_plugin.core.cache import file_stamp
 from yolox_plugin.core.mixing import data_sets_in
+from yolox_plugin.core.positions import placed
 from yolox_plugin.mmdet3 import PARTS
 from yolox_plugin.mmdet3.dataset import CocoDataset as OurCocoDataset
 from yolox_plugin.mmdet3.dataset import MultiImageMixDataset
@@ -82,6 +83,32 @@ def test_no_epoch_repeats_another(images, persistent_workers):
     assert not set(samples) & set(epochs(run(), range(1), seed=4)[0])
     # A run that begins with epoch 1 sees what the first one saw in it.
     assert epochs(run(), range(1, 3)) == {1: first[1], 2: first[2]}
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda config: config,
+    lambda config: {"type": "RepeatDataset", "dataset": config, "times": 2},
+    lambda config: {"type": "ConcatDataset", "datasets": [config, config]},
+])  # fmt: skip
+def test_batches_do_not_depend_on_the_workers(images, wrap):
+    """Also where an image comes several times in an epoch."""
+    mixed = {"type": "MultiImageMixDataset", "dataset": inner(images), "pipeline": standard()}
+    seen = []
+    for workers in (0, 1, 2, 3):
+        outer = DATASETS.build(copy.deepcopy(wrap(mixed)))
+        order = DefaultSampler(outer, seed=4)
+        loader = loader_of(outer, workers=workers, sampler=order, persistent_workers=workers > 2)
+        parts = [part for part in data_sets_in(outer) if isinstance(part, MultiImageMixDataset)]
+        for epoch in range(2):
+            for part in parts:
+                part.start_epoch(Moment(seed=3, epoch=epoch))
+            with placed(loader, rank=0, world_size=1):
+                seen.append(list(loader))
+            for part in parts:
+                part.end_epoch()
+        assert loader.sampler is loader.batch_sampler.sampler
+    assert seen == seen[:2] * 4
+    assert len(set(seen[0] + seen[1])) == 2 * len(outer)
 
 
 @pytest.mark.parametrize("persistent_workers", [False, True])

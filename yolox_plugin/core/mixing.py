@@ -10,6 +10,7 @@ from torch.utils.data import get_worker_info
 
 from .cache import ImageCache, file_stamp
 from .images import Decode, DecodedImage, Deferred, EncodedImage, Results, decode, in_planes, is_colour, unmirrored
+from .positions import PlacedIndex
 from .workers import Announcements
 
 
@@ -71,8 +72,7 @@ class Mixing:
         return self.dataset
 
     def _announce_epoch(self, seed: int, epoch: int, rank: int) -> None:
-        """Workers draw from (seed, epoch, rank, worker) from their next sample on, and leave out what is left out
-        now."""
+        """Samples draw from (seed, epoch, position) from now on, and workers leave out what is left out now."""
         self._announcements.start_epoch(seed, epoch, rank)
         self._announce_steps()
 
@@ -127,14 +127,22 @@ class Mixing:
                 return result
         raise RuntimeError(f"{self.max_refetch} times, {type(transform).__name__} returned None for a sample")
 
-    def _sample(self, index: int) -> Any:
+    def _sample(self, index: Any) -> Any:
         """A sample of the inner data set after all steps that are not left out."""
         worker = get_worker_info()
-        skipped: Collection[Any] = self._skip_type_keys or ()
-        if worker is not None:  # which has the keys of the time when it was started; the host seeds the main process
-            self._announcements.follow(worker.id)
-            left_out = self._announcements.left_out()
-            skipped = [name for name, out in zip(self.pipeline_types, left_out, strict=False) if out]
+        position = None
+        if isinstance(index, PlacedIndex):
+            index, position = int(index), index.position
+        if worker is None:
+            with self._announcements.followed_here(position):
+                return self._made(index, self._skip_type_keys or ())
+        self._announcements.follow(worker.id, position)
+        # The keys of a worker are those of the time when it was started.
+        left_out = self._announcements.left_out()
+        return self._made(index, [name for name, out in zip(self.pipeline_types, left_out, strict=False) if out])
+
+    def _made(self, index: int, skipped: Collection[Any]) -> Any:
+        """A sample without the steps of these types."""
         sample = self._load(index)
         for transform, name in zip(self.pipeline, self.pipeline_types, strict=False):  # as far as both go, as stock
             if name in skipped:

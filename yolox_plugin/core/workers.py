@@ -1,15 +1,16 @@
 """What the main process tells data-loading workers, which live for many epochs."""
 
+import contextlib
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .seeds import seed_everything
+from .seeds import seed_everything, seed_sample, state_kept
 
 MOST_STEPS = 1024  # of a pipeline, for which there is room
 
@@ -19,22 +20,23 @@ class Announcements:
 
     def __init__(self) -> None:
         self._left_out = _shared(torch.zeros(MOST_STEPS, dtype=torch.bool))
-        self._position = _shared(torch.full((3,), -1))
+        self._moment = _shared(torch.full((3,), -1))
         self._followed: list[int] = []
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy: what its workers hear comes through memory of its own."""
         self.__dict__.update(state)
         _shared(self._left_out)
-        _shared(self._position)
+        _shared(self._moment)
 
     def start_epoch(self, seed: int, epoch: int, rank: int) -> None:
-        """Every worker draws from (seed, epoch, rank, worker) from its next sample on."""
-        self._position.copy_(torch.tensor([seed, epoch, rank]))
+        """From now on each sample draws from (seed, epoch, its position), and one that does not know its position from
+        what its worker draws from (seed, epoch, rank, worker)."""
+        self._moment.copy_(torch.tensor([seed, epoch, rank]))
 
     def end_epoch(self) -> None:
         """Workers that start from now on draw as the host has seeded them."""
-        self._position.fill_(-1)
+        self._moment.fill_(-1)
 
     def leave_out(self, steps: Sequence[bool]) -> None:
         """Says of each step of the pipeline whether it is left out.
@@ -51,18 +53,29 @@ class Announcements:
         found: list[bool] = self._left_out.tolist()
         return found
 
-    def follow(self, worker: int) -> None:
-        """In a worker, before each sample: seeds it if another epoch has begun."""
-        seed, epoch, rank = position = self._position.tolist()
-        if position == self._followed:
-            return
+    def follow(self, worker: int, position: int | None = None) -> None:
+        """In a worker, before each sample: seeds it for the sample at this position, or if another epoch has begun."""
+        seed, epoch, rank = moment = self._moment.tolist()
         if not self._followed:
             # A collection would write to every object that came with the fork, and so copy all of them.
             gc.freeze()
             _keep_quiet_when_nobody_reads()
-        self._followed = position
-        if epoch >= 0:
+        if epoch >= 0 and position is not None:
+            seed_sample(seed, epoch, position)
+        elif epoch >= 0 and moment != self._followed:
             seed_everything(seed, epoch, rank, worker=worker + 1)
+        self._followed = moment
+
+    @contextlib.contextmanager
+    def followed_here(self, position: int | None) -> Iterator[None]:
+        """In the main process, around each sample: the same draws as in a worker, and none of the others'."""
+        seed, epoch, _ = self._moment.tolist()
+        if epoch < 0 or position is None:  # the host has seeded this process
+            yield
+            return
+        with state_kept():
+            seed_sample(seed, epoch, position)
+            yield
 
 
 def _keep_quiet_when_nobody_reads() -> None:

@@ -303,8 +303,8 @@ class MultiImageMixDataset(StockMultiImageMixDataset, Mixing, TrainingPart):
         self.dataset.flag = flags
 
     def start_epoch(self, moment: Moment) -> None:
-        """Workers draw from (seed, epoch, rank, worker) from their next sample on, and leave out what is left out now.
-        For a model that converts images itself, they come in uint8: a quarter of the bytes."""
+        """Samples draw from (seed, epoch, position) from now on, and workers leave out what is left out now. For a
+        model that converts images itself, they come in uint8: a quarter of the bytes."""
         self._announce_epoch(moment.seed, moment.epoch, moment.rank)
         if moment.takes_uint8:
             self._kept_uint8 += [t for t in self.pipeline if type(t) is DefaultFormatBundle and t.img_to_float]

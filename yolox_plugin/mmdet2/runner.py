@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..core.checkpoint import numpy_allowed, read_newest, write_whole
 from ..core.mixing import data_sets_in
+from ..core.positions import placed
 from ..core.reading import read_together
 from ..core.seeds import seed_everything
 from ..core.sgd import SGD
@@ -132,14 +133,15 @@ class EpochBasedRunner(StockRunner):
         for part in parts:
             part.start_epoch(moment)
         try:
-            for i, data_batch in enumerate(data_loader):
-                self.data_batch = data_batch
-                self._inner_iter = i
-                self.call_hook("before_train_iter")
-                self.run_iter(data_batch, train_mode=True, **kwargs)
-                self.call_hook("after_train_iter")
-                del self.data_batch
-                self._iter += 1
+            with placed(data_loader, self.rank, self.world_size):
+                for i, data_batch in enumerate(data_loader):
+                    self.data_batch = data_batch
+                    self._inner_iter = i
+                    self.call_hook("before_train_iter")
+                    self.run_iter(data_batch, train_mode=True, **kwargs)
+                    self.call_hook("after_train_iter")
+                    del self.data_batch
+                    self._iter += 1
         finally:
             for part in parts:
                 part.end_epoch()

@@ -215,8 +215,7 @@ class MultiImageMixDataset(StockMultiImageMixDataset, Mixing, TrainingPart):
             self._cache = ImageCache(shapes, cache, cache_bytes, folder)
 
     def start_epoch(self, moment: Moment) -> None:
-        """Workers draw from (seed, epoch, rank, worker) from their next sample on, and leave out what is left out
-        now."""
+        """Samples draw from (seed, epoch, position) from now on, and workers leave out what is left out now."""
         self._announce_epoch(moment.seed, moment.epoch, moment.rank)
 
     def end_epoch(self) -> None:

@@ -9,6 +9,7 @@ from mmengine.runner.loops import EpochBasedTrainLoop as StockEpochBasedTrainLoo
 from torch import nn
 
 from ..core.mixing import data_sets_in
+from ..core.positions import placed
 from ..core.seeds import seed_everything
 from ..protocol import Moment, TrainingPart
 
@@ -56,8 +57,9 @@ class EpochBasedTrainLoop(StockEpochBasedTrainLoop):
         for part in parts:
             part.start_epoch(Moment(seed, self.epoch, self.iter, rank))
         try:
-            for idx, data_batch in enumerate(self.dataloader):
-                self.run_iter(idx, data_batch)
+            with placed(self.dataloader, rank, self.runner.world_size):
+                for idx, data_batch in enumerate(self.dataloader):
+                    self.run_iter(idx, data_batch)
         finally:
             for part in parts:
                 part.end_epoch()

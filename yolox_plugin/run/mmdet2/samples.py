@@ -13,6 +13,7 @@ from mmdet.datasets import build_dataloader, build_dataset
 from mmdet.utils import setup_multi_processes
 
 from ...core.mixing import data_sets_in
+from ...core.positions import placed
 from ...core.seeds import seed_everything
 from ...protocol import Moment, TrainingPart
 from ..messages import described
@@ -49,6 +50,7 @@ def first_samples(args: argparse.Namespace, cfg: Config) -> Iterator[tuple[Any, 
                 if isinstance(part, TrainingPart):
                     part.start_epoch(Moment(args.seed, takes_uint8=True))
                     stack.callback(part.end_epoch)
+            stack.enter_context(placed(loader, rank=0, world_size=1))
         for batch in loader:
             images, boxes, labels, metas = (
                 batch[key].data[0] for key in ("img", "gt_bboxes", "gt_labels", "img_metas")

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.utils.dl_utils import set_multi_processing
 
 from ...core.mixing import data_sets_in
+from ...core.positions import placed
 from ...core.seeds import seed_everything
 from ...protocol import Moment, TrainingPart
 from .recipe import counts_epochs
@@ -42,6 +43,7 @@ def first_samples(args: argparse.Namespace, cfg: Config) -> Iterator[tuple[Any, 
                 if isinstance(part, TrainingPart):
                     part.start_epoch(Moment(args.seed))
                     stack.callback(part.end_epoch)
+            stack.enter_context(placed(loader, rank=0, world_size=1))
         for batch in loader:
             for image, sample in zip(batch["inputs"], batch["data_samples"], strict=True):
                 things = sample.gt_instances
