@@ -266,6 +266,48 @@ def test_ctrl_c_says_how_to_go_on(data, config, tmp_path, devices):
     assert "Traceback" not in log
 
 
+def processes_with(variable):
+    """Those that have this in their environment."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                if variable.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append((folder.name, (folder / "cmdline").read_bytes()))
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_nothing_outlives_a_killed_command(data, config, tmp_path, devices):
+    work_dir, mark = tmp_path / "run", f"TEST_MARK={tmp_path}"
+    command = [sys.executable, "-m", "yolox_plugin.train", f"--data-path={data}", f"--config={config}", "--device=cpu",
+               f"--devices={devices}", "--batch-size=2", f"--work-dir={work_dir}"]  # fmt: skip
+    env = ENV | {"TEST_MARK": str(tmp_path)}
+    with (tmp_path / "log").open("w") as output:
+        process = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True)
+        try:
+            while not (work_dir / "epoch_1.pth").exists():
+                assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+                time.sleep(0.02)
+            running = processes_with(mark)
+            assert len(running) >= 2 * devices  # with a data-loading worker each
+            process.kill()
+            process.wait()
+            end = time.monotonic() + 20
+            while left := processes_with(mark):
+                assert time.monotonic() < end, left
+                time.sleep(0.1)
+        finally:
+            for number, _ in processes_with(mark):
+                os.kill(int(number), signal.SIGKILL)
+    assert not list(work_dir.glob("*.part"))
+    again = subprocess.run([*command, "--resume"], env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr[-3000:]
+
+
 @pytest.mark.slow
 def test_processes_find_the_modules_of_the_command(data, config, tmp_path):
     """Not those of the current folder, where a script has kept that out."""

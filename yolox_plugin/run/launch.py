@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -16,6 +17,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from .messages import InputError
 from .options import TORCHRUN_OPTIONS
 
+# The process that starts others, for these.
+PARENT = "YOLOX_PLUGIN_PARENT"
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 
@@ -27,6 +32,8 @@ def is_child() -> bool:
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[tuple[int, int]]:
     """With the other processes that torchrun started, if there are any: the rank and how many they are."""
+    if is_child():
+        end_with_parent()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         yield 0, 1
@@ -43,6 +50,16 @@ def joined(device: str) -> Iterator[tuple[int, int]]:
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def end_with_parent() -> None:
+    """From now on this process is killed when the one that started it ends, however that ends: torchrun's agent, once
+    killed, can tell its processes nothing, and they would train on, or hold the device, until somebody finds them."""
+    parent = int(os.environ.get(PARENT, os.getppid()))
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # it has ended before
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -72,6 +89,7 @@ def run_processes(module: str, arguments: Sequence[str], args: argparse.Namespac
         os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // args.devices, 1)))
     # Or processes that start again may find the addresses of those before them in torchrun's store, and wait for ever.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    os.environ[PARENT] = str(os.getpid())
     passed = [
         f"{option}={value}"
         for option in TORCHRUN_OPTIONS
@@ -93,4 +111,6 @@ def run_processes(module: str, arguments: Sequence[str], args: argparse.Namespac
     except SignalException as error:
         print(f"error: stopped by {error.sigval.name}", file=sys.stderr)
         return 128 + error.sigval
+    finally:
+        del os.environ[PARENT]
     return 0
