@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import megvii
+from . import megvii, restricted_pickle
 
 # The first pickle in a file of torch.save that is not a zip archive (before torch 1.6).
 _LEGACY_START = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
@@ -43,9 +43,7 @@ def numpy_allowed() -> contextlib.AbstractContextManager[Any]:
     if not hasattr(torch.serialization, "safe_globals"):
         return contextlib.nullcontext()
     there = torch.serialization.get_safe_globals()  # which the context would take away at its end
-    wanted = numpy_globals()
-    if importlib.util.find_spec("mmengine") is None:
-        wanted += [(_History, "mmengine.logging.history_buffer.HistoryBuffer"), (_statistic, "builtins.getattr")]
+    wanted = further_globals() if importlib.util.find_spec("mmengine") is None else numpy_globals()
     return torch.serialization.safe_globals([kind for kind in wanted if kind not in there])
 
 
@@ -63,6 +61,22 @@ def named(kind: type) -> tuple[type, str]:
     """A class for torch's list of safe globals, as an entry of its own: torch's context removes at its end every entry
     that equals one of its own, and onedl-mmengine opens one with plain classes for each checkpoint that it loads."""
     return kind, f"{kind.__module__}.{kind.__qualname__}"
+
+
+def further_globals() -> list[tuple[Any, str]]:
+    """What a pickle names for numpy's numbers and mmengine's histories, which come as something else."""
+    histories = [(_History, "mmengine.logging.history_buffer.HistoryBuffer"), (_statistic, "builtins.getattr")]
+    return [*numpy_globals(), *histories]
+
+
+def _without_code() -> dict[str, Any]:
+    """Options of `torch.load` that run nothing out of a file, in every version of torch; unless the user has said that
+    it may, in the way of torch 2.6."""
+    if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0") in ("1", "y", "yes", "true"):
+        return {"weights_only": False}
+    if hasattr(torch.serialization, "safe_globals"):
+        return {"weights_only": True}
+    return {"weights_only": False, "pickle_module": restricted_pickle}
 
 
 def numpy_globals() -> list[tuple[Any, str]]:
@@ -93,7 +107,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{path} is no readable checkpoint: it is cut short or no file of torch.save")
     try:
         with numpy_allowed():
-            content = torch.load(path, map_location="cpu")
+            content = torch.load(path, map_location="cpu", **_without_code())
     except (pickle.UnpicklingError, ModuleNotFoundError) as error:
         absent = error.name if isinstance(error, ModuleNotFoundError) else _absent_host(error)
         if absent is not None:

@@ -1,0 +1,95 @@
+"""Checkpoints run no code, whichever torch reads them."""
+
+import builtins
+import os
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+
+from yolox_plugin.core.checkpoint import UnsafeCheckpoint, read_checkpoint
+
+
+@pytest.fixture(params=["this torch", "before 2.5"])
+def torchs(request, monkeypatch):
+    if request.param == "before 2.5":
+        monkeypatch.delattr(torch.serialization, "safe_globals")
+        load = torch.load
+
+        def as_before(*args, **kwargs):  # in which False was the default
+            return load(*args, **{"weights_only": False, **kwargs})
+
+        monkeypatch.setattr(torch, "load", as_before)
+
+
+WEIGHTS = {
+    "a": torch.arange(6.0).reshape(2, 3).t(), "b": torch.ones(3, dtype=torch.bfloat16), "c": torch.tensor(3),
+    "d": torch.zeros(0, 4, dtype=torch.bool), "e": torch.nn.Parameter(torch.ones(2)),
+}  # fmt: skip
+META = {
+    "epoch": 3, "best": np.float64(0.25), "count": np.int64(4), "array": np.arange(3, dtype=np.float32), "text": "ä",
+    "bytes": b"\xff\0", "set": {1, 2}, "nothing": None, "nested": [(1, {"x": 2.5})], "complex": 1j,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_checkpoints_hold_is_read(torchs, tmp_path, legacy):
+    path = tmp_path / "x.pth"
+    content = {"state_dict": OrderedDict(WEIGHTS), "meta": META, "optimizer": {"state": {0: {"step": 1}}}}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    found = read_checkpoint(path)
+    assert type(found["state_dict"]) is OrderedDict and list(found["state_dict"]) == list(WEIGHTS)
+    for name, value in WEIGHTS.items():
+        assert torch.equal(found["state_dict"][name], value) and found["state_dict"][name].dtype == value.dtype
+    np.testing.assert_equal(found["meta"], META)
+    assert type(found["meta"]["best"]) is np.float64 and found["optimizer"] == content["optimizer"]
+
+
+class Calls:
+    """Pickled as the call of a function."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def evils(path):
+    """Each would leave a file there."""
+    write = f"open({str(path)!r}, 'w').close()"
+    return {
+        "system": Calls(os.system, f"touch {path}"),
+        "exec": Calls(builtins.exec, write),
+        "eval": Calls(builtins.eval, write),
+        "open": Calls(builtins.open, str(path), "w"),
+        "getattr": Calls(builtins.getattr, np.ndarray, "dump"),
+        "import": Calls(builtins.__import__, "os"),
+        "mkdir": Calls(os.mkdir, str(path)),
+        "load": Calls(pickle.loads, pickle.dumps(Calls(os.mkdir, str(path)))),
+        "a class": Calls(type, "X", (), {}),
+        "numpy": Calls(np.save, str(path), 1),
+    }
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("place", ["meta", "state_dict", "optimizer"])
+@pytest.mark.parametrize("kind", evils("x"))
+def test_nothing_in_a_checkpoint_is_run(torchs, tmp_path, kind, place, legacy):
+    evil = evils(tmp_path / "written")[kind]
+    content = {"state_dict": {"a": torch.ones(2)}, "meta": {}, "optimizer": {}}
+    content[place] = {**content[place], "evil": evil}
+    path = tmp_path / "x.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UnsafeCheckpoint, match="does not load it without your word"):
+        read_checkpoint(path)
+    assert not (tmp_path / "written").exists() and not (tmp_path / "written.npy").exists()
+
+
+def test_the_users_word_counts(torchs, tmp_path, monkeypatch):
+    torch.save({"state_dict": {}, "meta": {"evil": Calls(os.mkdir, str(tmp_path / "made"))}}, tmp_path / "x.pth")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    read_checkpoint(tmp_path / "x.pth")
+    assert (tmp_path / "made").is_dir()
