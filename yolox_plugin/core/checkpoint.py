@@ -8,6 +8,7 @@ import pickle
 import pickletools
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from . import megvii, restricted_pickle
 # The first pickle in a file of torch.save that is not a zip archive (before torch 1.6).
 _LEGACY_START = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
 
+
+# What zipfile says of an archive with a false byte: of a checksum, a method or a mark for encryption, a name, an end.
+ZIP_DAMAGE = (zipfile.BadZipFile, NotImplementedError, RuntimeError, UnicodeDecodeError, EOFError, zlib.error)
 
 # Names of a run's checkpoints.
 _NUMBERED = re.compile(r"(?:.+_)?(?:epoch|iter)_(\d+)\.pth")
@@ -103,7 +107,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         DamagedCheckpoint, UnsafeCheckpoint: see there. FileNotFoundError and other OSErrors: as open does.
     """
     path = Path(path).expanduser()
-    if not zipfile.is_zipfile(path) and not _is_whole_legacy(path):
+    if not _is_whole_archive(path) and not _is_whole_legacy(path):
         raise DamagedCheckpoint(f"{path} is no readable checkpoint: it is cut short or no file of torch.save")
     try:
         with numpy_allowed():
@@ -144,6 +148,37 @@ def _is_whole_legacy(path: Path) -> bool:
                     pass
         except ValueError:
             return False
+    return True
+
+
+def _is_whole_archive(path: Path) -> bool:
+    """Whether this is a file of torch since 1.6, with its end. torch itself reads it whatever its checksums say.
+
+    Raises:
+        DamagedCheckpoint: a record is not as it was written. Of files without checksums, as after
+            `torch.serialization.set_crc32_options(False)`, nobody knows.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except ZIP_DAMAGE:
+        return False
+    with archive:
+        records = [record for record in archive.infolist() if record.file_size]
+        bad = [record.filename for record in records if not _is_whole_record(archive, record)]
+    if 0 < len(bad) < len(records):
+        raise DamagedCheckpoint(f"{path} is no readable checkpoint: {bad[0]!r} in it differs from its checksum")
+    return True
+
+
+def _is_whole_record(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
+    if record.header_offset < 0:
+        return False
+    try:
+        with archive.open(record) as file:
+            while file.read(2**20):
+                pass
+    except ZIP_DAMAGE:
+        return False
     return True
 
 

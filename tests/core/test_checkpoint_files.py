@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from yolox_plugin.core.checkpoint import UnsafeCheckpoint, read_checkpoint
+from yolox_plugin.core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint
 
 
 @pytest.fixture(params=["this torch", "before 2.5"])
@@ -93,3 +93,37 @@ def test_the_users_word_counts(torchs, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     read_checkpoint(tmp_path / "x.pth")
     assert (tmp_path / "made").is_dir()
+
+
+CONTENT = {"state_dict": WEIGHTS, "meta": META}
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_a_flipped_bit_is_found(tmp_path, part):
+    """Wherever it is: what is read is what was written, or the file is damaged."""
+    path = tmp_path / "x.pth"
+    torch.save(CONTENT, path)
+    whole = path.read_bytes()
+    found = 0
+    for bit in range(part, 8 * len(whole), 8 * 23 + 1):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            content = read_checkpoint(path)
+        except DamagedCheckpoint:
+            found += 1
+        else:
+            assert all(torch.equal(content["state_dict"][name], value) for name, value in WEIGHTS.items()), bit
+            np.testing.assert_equal(content["meta"], META)
+    assert found > 20
+
+
+def test_a_file_without_checksums_is_read(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(CONTENT, tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    np.testing.assert_equal(read_checkpoint(tmp_path / "x.pth")["meta"], META)
