@@ -115,7 +115,7 @@ class CocoDataset(StockCocoDataset):
             return super().get_data_info(idx)
         place = self._places[idx]
         info = self._index.image(place)
-        info["img_id"] = self._index.ids[place]
+        info["img_id"] = info["id"]
         found = self.parse_data_info({"raw_ann_info": self._index.annotations(place), "raw_img_info": info})
         return found | {"sample_idx": idx if idx >= 0 else len(self) + idx}
 
