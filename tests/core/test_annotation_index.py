@@ -46,7 +46,8 @@ def write(path, content, **style):
 
 
 def same(one, other):
-    return repr(one) == repr(other)  # a NaN differs from itself
+    one, other = (json.dumps(value, sort_keys=True) for value in (one, other))  # as a NaN differs from itself
+    return one == other
 
 
 @pytest.mark.parametrize("style", [{}, {"indent": 2}, {"separators": (",", ":")}, {"ensure_ascii": False}], ids=str)
@@ -88,7 +89,7 @@ def test_it_has_what_pycocotools_has(path):
         assert same(index.image(place), image) and index.places[id_] == place
         assert index.annotations(place) == coco.loadAnns(coco.getAnnIds(imgIds=[id_]))
         assert index.sizes[place].tolist() == [image["width"], image["height"]]
-    assert index.categories == CONTENT["categories"]
+    assert index.categories == CONTENT["categories"] and same(index.content(), json.loads(path.read_text()))
     for ids in ([], [1], [2], [1, 2], [5]):
         wanted = {id_ for cat in ids if cat in coco.cats for id_ in coco.catToImgs[cat]}
         assert index.has_any(ids).tolist() == [id_ in wanted for id_ in coco.imgs]
@@ -101,6 +102,12 @@ def test_it_has_what_pycocotools_has(path):
         lambda content: content["images"][0].update(id=1.5),
         lambda content: content["images"][0].pop("width"),
         lambda content: content["images"][0].update(height="48"),
+        lambda content: content["images"][0].update(height=0),
+        lambda content: content["images"][0].pop("file_name"),
+        lambda content: content["annotations"][0].pop("bbox"),
+        lambda content: content["annotations"][0].update(bbox=[1, 2, None, 4]),
+        lambda content: content["annotations"][0].update(bbox=[1, 2, 3]),
+        lambda content: content["annotations"][0].pop("area"),
         lambda content: content["annotations"][0].update(id=2),
         lambda content: content["annotations"][0].update(image_id=[3]),
         lambda content: content["annotations"].append(None),
@@ -169,6 +176,77 @@ def test_where_nothing_can_be_written_it_is_kept_with_temporary_files_or_in_memo
     beside.unlink()
     with pytest.raises(OSError, match="only its owner can write to: remove it"):
         open_index(path)
+
+
+@pytest.mark.parametrize("hinder", [
+    lambda beside, path: beside.mkdir(), lambda beside, path: beside.symlink_to("nowhere"),
+    lambda beside, path: beside.write_bytes(b""),
+])  # fmt: skip
+def test_whatever_stands_in_its_place_hinders_nobody(path, hinder):
+    hinder(path.with_name(path.name + SUFFIX), path)
+    assert same(open_index(path).content(), CONTENT)
+    assert len(list(path.parent.iterdir())) == 2
+
+
+def test_a_long_name_hinders_nobody(path):
+    long = path.rename(path.with_name("a" * 240 + ".json"))
+    assert same(open_index(long).content(), CONTENT)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs to be another user")
+def test_an_index_that_another_user_may_not_read_hinders_nobody(path, tmp_path):
+    open_index(path).kept.chmod(0o600)
+    for folder in (tmp_path, path.parent, *tmp_path.parents):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    (tmp_path / "temporary").chmod(0o777)
+    path.chmod(0o644)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setuid(65534)
+            os._exit(0 if same(open_index(path).content(), CONTENT) else 1)
+        except BaseException:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_file_that_was_exchanged_is_read_again(path):
+    """By one of the same size and time, as an archive may bring."""
+    open_index(path)
+    about = path.stat()
+    changed = path.read_text().replace('"width": 64', '"width": 46')
+    path.write_text(changed)
+    os.utime(path, ns=(about.st_mtime_ns, about.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (about.st_size, about.st_mtime_ns)
+    assert open_index(path).image(0)["width"] == 46
+
+
+def _keep_in_turns(path, barrier, results, folder):
+    annotation_index.tempfile.gettempdir = lambda: str(folder)
+    index = build(read_coco(path))
+    for _ in range(20):
+        barrier.wait()
+        try:
+            results.put(repr(annotation_index._keep(index, path).image(0)))
+        except BaseException as error:
+            results.put(repr(error))
+
+
+def test_processes_that_know_nothing_of_each_other_keep_whole_files(path, tmp_path):
+    """As two jobs with a folder for temporary files each."""
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(3), context.Queue()
+    processes = []
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+        args = (path, barrier, results, tmp_path / str(number))
+        processes.append(context.Process(target=_keep_in_turns, args=args))
+        processes[-1].start()
+    found = {results.get(timeout=60) for _ in range(60)}
+    for process in processes:
+        process.join()
+    assert found == {repr(CONTENT["images"][0])}
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["train.json", f"train.json{SUFFIX}"]
 
 
 def _open(path, barrier, results):

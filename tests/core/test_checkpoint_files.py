@@ -1,6 +1,7 @@
 """Checkpoints run no code, whichever torch reads them."""
 
 import builtins
+import contextlib
 import os
 import pickle
 from collections import OrderedDict
@@ -117,6 +118,33 @@ def test_a_flipped_bit_is_found(tmp_path, part):
             assert all(torch.equal(content["state_dict"][name], value) for name, value in WEIGHTS.items()), bit
             np.testing.assert_equal(content["meta"], META)
     assert found > 20
+
+
+def test_every_bit_of_the_list_of_records_counts(tmp_path):
+    """To torch, a record that is marked as a folder is empty."""
+    path = tmp_path / "x.pth"
+    torch.save({"state_dict": {"a": torch.arange(9.0), "b": torch.ones(3)}}, path)
+    whole = path.read_bytes()
+    for bit in range(8 * whole.index(b"PK\1\2"), 8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with contextlib.suppress(DamagedCheckpoint):
+            found = read_checkpoint(path)["state_dict"]
+            assert torch.equal(found["a"], torch.arange(9.0)) and torch.equal(found["b"], torch.ones(3)), bit
+
+
+def test_an_older_file_with_a_false_byte_is_damaged_or_read(tmp_path):
+    """It has no checksums."""
+    path = tmp_path / "x.pth"
+    torch.save(CONTENT, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for byte in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[byte] ^= 0x15
+        path.write_bytes(damaged)
+        with contextlib.suppress(DamagedCheckpoint, UnsafeCheckpoint):
+            read_checkpoint(path)
 
 
 def test_a_file_without_checksums_is_read(tmp_path):

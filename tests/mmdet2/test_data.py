@@ -379,7 +379,49 @@ def test_a_data_set_of_a_kept_index(data_root, tmp_path, monkeypatch, options):
         assert len(stock) < len(content["images"]) and ours.data_infos == stock.data_infos
 
 
-@pytest.mark.parametrize("name", ["_filter_imgs", "_parse_ann_info", "_set_group_flag", "load_annotations"])
+def test_a_data_set_needs_its_file_no_more(data_root, tmp_path, monkeypatch):
+    """Whatever becomes of it, and wherever the process goes."""
+    path = tmp_path / "train.json"
+    path.write_bytes((data_root / "annotations/instances_train2017.json").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    data, images = both(data_root, ann_file="train.json", img_prefix=str(data_root / "train2017"), filter_empty_gt=True)
+    monkeypatch.chdir("/")
+    for change in (lambda: path.write_text('{"images": [], "annotations": [], "categories": []}'), path.unlink):
+        change()
+        for ours, stock in ((data, images), (copy.deepcopy(data), images)):
+            assert ours.coco.dataset == stock.coco.dataset
+            assert ours.coco.cat_img_map == stock.coco.cat_img_map and ours.coco.imgToAnns == stock.coco.imgToAnns
+            assert ours._filter_imgs() == stock._filter_imgs() and ours._filter_imgs(99) == stock._filter_imgs(99)
+    info = data.data_infos[0]
+    assert data.coco.imgs[info["id"]] is info  # as in the stock class
+
+
+def test_a_file_can_be_loaded_again(data_root):
+    for ours in (both(data_root)[0], both(data_root)[0]):
+        stock = both(data_root)[1]
+        for dataset in (ours, stock):
+            dataset.data_infos = dataset.load_annotations(dataset.ann_file)
+        assert len(ours) == len(stock) and ours.data_infos == stock.data_infos
+        np.testing.assert_equal(ours[3], stock[3])
+
+
+@pytest.mark.parametrize("name", ["get_ann_info", "get_cat_ids"])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_patch_of_the_stock_class_is_heard(data_root, monkeypatch, name, late):
+    calls = []
+    theirs = getattr(StockCoco, name)
+    if late:
+        ours = both(data_root)[0]
+    monkeypatch.setattr(StockCoco, name, lambda self, idx: calls.append(1) or theirs(self, idx))
+    if not late:
+        ours = both(data_root)[0]
+    getattr(ours, name)(0)
+    assert calls
+
+
+@pytest.mark.parametrize("name", [
+    "_filter_imgs", "_parse_ann_info", "_set_group_flag", "load_annotations", "get_ann_info", "get_cat_ids",
+])  # fmt: skip
 def test_what_somebody_else_loads_is_loaded_so(data_root, name):
     calls = []
     base = DATASETS.get("CocoDataset")
@@ -387,6 +429,8 @@ def test_what_somebody_else_loads_is_loaded_so(data_root, name):
     own = type("Own", (base,), {name: lambda self, *args: calls.append(1) or theirs(self, *args)})
     ours, stock = own(**coco_config(data_root)), StockCoco(**coco_config(data_root))
     np.testing.assert_equal(ours[0], stock[0])
+    assert ours.get_cat_ids(0) == stock.get_cat_ids(0)
+    assert "coco" in vars(ours)  # before workers start, for whom each would read the file
     assert calls and ours.data_infos == stock.data_infos
 
 

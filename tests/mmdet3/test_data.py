@@ -480,6 +480,68 @@ def test_what_stock_keeps_of_all_samples_is_there_when_somebody_looks(images, lo
     assert len(ours) == len(stock)
 
 
+def test_a_data_set_is_what_it_was_when_it_was_loaded(images, tmp_path, monkeypatch):
+    """Whatever becomes of its file, its folder and its options."""
+    path = tmp_path / "train.json"
+    path.write_bytes((images / "annotations.json").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    ours, stock = both(images, ann_file="train.json", filter_cfg={"filter_empty_gt": True, "min_size": 40})
+    monkeypatch.chdir("/")
+    path.unlink()
+    for dataset in (ours, stock):
+        dataset.data_prefix["img"] = "elsewhere"
+        dataset.cat2label = dict.fromkeys(dataset.cat2label, 7)
+        dataset._metainfo["classes"] = ("1",)
+        dataset.filter_cfg["min_size"] = 70
+        dataset.cat_ids = [1]
+    assert len(ours) == len(stock) > 3
+    for index in (0, -1):
+        equal(ours.get_data_info(index), stock.get_data_info(index))
+    for one, other in (
+        (copy.deepcopy(ours).get_subset(3), stock.get_subset(3)),
+        (ours.get_subset([2]), stock.get_subset([2])),
+    ):
+        assert len(one) == len(other)
+        equal(one.get_data_info(0), other.get_data_info(0))
+    assert ours.cat_ids == [1] and ours.cat_img_map == stock.cat_img_map
+    assert ours.data_bytes.tobytes() == stock.data_bytes.tobytes()
+
+
+def test_what_users_make_themselves_counts(images):
+    for dataset in (pair := both(images)):
+        dataset.data_list = dataset.load_data_list()[:2]
+        dataset.data_bytes, dataset.data_address = dataset._serialize_data()
+    assert len(pair[0]) == len(pair[1]) == 2
+    equal(pair[0].get_data_info(1), pair[1].get_data_info(1))
+    for dataset in pair:
+        dataset._fully_initialized = False
+        dataset.full_init()
+    assert len(pair[0]) == len(pair[1]) == len(pair[0].data_address) > 2
+
+
+@pytest.mark.parametrize("options", [
+    {"filter_cfg": {"min_size": 1000}}, {"data_prefix": {}},
+    {"filter_cfg": {"filter_empty_gt": True}, "metainfo": {"classes": ("none",)}},
+], ids=str)  # fmt: skip
+def test_what_stock_refuses_is_refused(images, options):
+    for cls in (CocoDataset, OurCocoDataset):
+        with pytest.raises((ValueError, KeyError)):
+            cls(**{"ann_file": str(images / "annotations.json"), "data_prefix": {"img": str(images)}, "pipeline": [],
+                   **options})  # fmt: skip
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_patch_of_the_stock_class_is_heard(images, monkeypatch, late):
+    calls = []
+    theirs = CocoDataset.get_data_info
+    if late:
+        ours = both(images)[0]
+    monkeypatch.setattr(BaseDataset, "get_data_info", lambda self, idx: calls.append(1) or theirs(self, idx))
+    if not late:
+        ours = both(images)[0]
+    assert ours.get_data_info(0)["img_id"] == 0 and calls
+
+
 def test_what_somebody_else_loads_is_loaded_so(images):
     class Own(OurCocoDataset):
         def parse_data_info(self, raw_data_info):

@@ -8,9 +8,9 @@ import json
 import logging
 import mmap
 import os
-import platform
 import stat
 import tempfile
+import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,15 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from .coco_json import CocoFile, read_coco
+from .coco_json import LISTS, CocoFile, read_coco, state_of
 from .images import Array
 
 # Bytes of an annotation file from which on its index is kept in a file: below, reading it again takes less than 1 s.
 LARGE = 2**24
-MAGIC = b"yolox_ops index1"
+MAGIC = b"yolox_ops index2"
 SUFFIX = ".yolox_index"
 # Of a folder that is read-only or full, or has something else under that name.
-CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EEXIST)
+CANNOT_WRITE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 class AnnotationIndex:
@@ -53,7 +55,8 @@ class AnnotationIndex:
         self.sizes: Array = arrays["sizes"].reshape(-1, 2)
         self._images, self._image_ends = arrays["images"], arrays["image_ends"]
         self._annotations, self._annotation_ends = arrays["annotations"], arrays["annotation_ends"]
-        self._labels, self._counts = arrays["labels"], arrays["counts"]
+        self._labels, self._counts, self._order = arrays["labels"], arrays["counts"], arrays["order"]
+        self._others = arrays["others"]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -72,8 +75,16 @@ class AnnotationIndex:
         return found
 
     def annotations(self, place: int) -> list[dict[str, Any]]:
-        """Those of an image, the caller's own."""
+        """Those of an image, the caller's own; behind the last image, those of images that are not there."""
         found: list[dict[str, Any]] = json.loads(b"[%b]" % _cut(self._annotations, self._annotation_ends, place))
+        return found
+
+    def content(self) -> dict[str, Any]:
+        """The value of the whole file, the caller's own."""
+        found: dict[str, Any] = json.loads(self._others.tobytes())
+        found["images"] = [self.image(place) for place in range(len(self))]
+        entries = [entry for place in range(len(self) + 1) for entry in self.annotations(place)]
+        found["annotations"] = [entries[place] for place in self._order.argsort()]
         return found
 
     @cached_property
@@ -84,8 +95,9 @@ class AnnotationIndex:
     def has_any(self, categories: Collection[Any]) -> Array:
         """[n] bool: whether an image has an annotation of one of these categories, which are ids."""
         wanted = np.array([*(category["id"] in categories for category in self.categories), False])
-        images = np.repeat(np.arange(len(self)), self._counts)[wanted[self._labels]]
-        return np.bincount(images, minlength=len(self)) > 0
+        images = np.repeat(np.arange(len(self) + 1), self._counts)[wanted[self._labels]]
+        found: Array = np.bincount(images, minlength=len(self) + 1)[: len(self)] > 0
+        return found
 
 
 def _cut(texts: Array, ends: Array, place: int) -> bytes:
@@ -117,42 +129,42 @@ def open_index(ann_file: str | os.PathLike[str]) -> AnnotationIndex | None:
 def keep(index: AnnotationIndex, ann_file: Path) -> None:
     """Keeps the index of a large annotation file for whoever opens it, unless that is kept already."""
     path = Path(os.path.abspath(ann_file))
-    if index.about["size"] < LARGE or _find(path) is not None:
+    if index.about["state"][0] < LARGE or _find(path) is not None:
         return
     with _locked():
         _keep(index, path)
 
 
 def build(file: CocoFile) -> AnnotationIndex | None:
-    """The index of what has been read. None if images or annotations have no ids of their own, no size, or whatever
-    else only MMDetection's own code knows what to do with."""
+    """The index of what has been read. None if images or annotations have no ids of their own, or lack what MMDetection
+    asks for, so that its own code has to say what then."""
     content = file.content
     if not {"images", "annotations"} <= file.spans.keys() or not isinstance(content.get("categories"), list):
         return None
     images, annotations, categories = content["images"], content["annotations"], content["categories"]
     if not (_have_ids(images) and _have_ids(annotations) and _have_ids(categories)):
         return None
-    if not all(_is_side(image.get("width")) and _is_side(image.get("height")) for image in images):
-        return None
-    if not all(_is_id(entry.get(key)) for entry in annotations for key in ("image_id", "category_id")):
+    if not all(map(_is_usual_image, images)) or not all(map(_is_usual_annotation, annotations)):
         return None
     if not all(isinstance(entry.get("name"), str) for entry in categories):
         return None
     places = {image["id"]: place for place, image in enumerate(images)}
     labels = {category["id"]: label for label, category in enumerate(categories)}
-    image_of = np.array([places.get(entry["image_id"], -1) for entry in annotations], np.int64)
-    order = image_of.argsort(kind="stable")[np.count_nonzero(image_of < 0) :]
-    counts = np.bincount(image_of[order], minlength=len(images))
+    image_of = np.array([places.get(entry["image_id"], len(images)) for entry in annotations], np.int64)
+    order = image_of.argsort(kind="stable")
+    counts = np.bincount(image_of, minlength=len(images) + 1)
     label_of = np.array([labels.get(entry["category_id"], -1) for entry in annotations], np.int32)
     texts, text_ends = _joined(file.entry("images", place) for place in range(len(images)))
     walk = iter(order.tolist())
     groups = (",".join(file.entry("annotations", next(walk)) for _ in range(count)) for count in counts.tolist())
     grouped, group_ends = _joined(groups)
     sizes = np.array([(image["width"], image["height"]) for image in images], np.float64)
-    about = {"size": file.size, "mtime_ns": file.mtime_ns, "categories": categories}
+    about = {"state": file.state, "categories": categories}
+    others = {name: value for name, value in content.items() if name not in LISTS}
     arrays = {
-        "sizes": sizes, "image_ends": text_ends, "annotation_ends": group_ends, "counts": counts,
+        "sizes": sizes, "image_ends": text_ends, "annotation_ends": group_ends, "counts": counts, "order": order,
         "labels": label_of[order], "ids": np.frombuffer(json.dumps([*places]).encode(), np.uint8),
+        "others": np.frombuffer(json.dumps(others).encode(), np.uint8),
         "images": np.frombuffer(texts, np.uint8), "annotations": np.frombuffer(grouped, np.uint8),
     }  # fmt: skip
     return AnnotationIndex(_packed(about, arrays))
@@ -168,8 +180,22 @@ def _is_id(value: Any) -> bool:
     return type(value) in (int, str)
 
 
-def _is_side(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < 2**53
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 2**53
+
+
+def _is_usual_image(entry: dict[str, Any]) -> bool:
+    width, height = entry.get("width", 0), entry.get("height", 0)
+    if not _is_number(width) or not _is_number(height) or min(width, height) <= 0:
+        return False
+    return isinstance(entry.get("file_name"), str)
+
+
+def _is_usual_annotation(entry: dict[str, Any]) -> bool:
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or not _is_number(entry.get("area")):
+        return False
+    return _is_id(entry.get("image_id")) and _is_id(entry.get("category_id"))
 
 
 def _joined(texts: Iterator[str]) -> tuple[bytearray, Array]:
@@ -200,35 +226,35 @@ def _header(buffer: Any) -> tuple[dict[str, Any], int]:
     return json.loads(bytes(buffer[begin:end])), end
 
 
-def _map(kept: Path, size: int, mtime_ns: int) -> AnnotationIndex | None:
-    """A kept index, if it is whole and of an annotation file of this state."""
+def _map(kept: Path, state: list[int]) -> AnnotationIndex | None:
+    """A kept index, if it is there and whole, and of an annotation file of this state."""
     try:
         with kept.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
                 return None
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
+    except OSError:  # whatever hinders: it was for speed alone
         return None
     try:
         about, begin = _header(mapped)
     except ValueError:  # of one that a crash of the machine has cut
         return None
-    if (about["size"], about["mtime_ns"], begin + about["length"]) != (size, mtime_ns, len(mapped)):
+    if (about["state"], begin + about["length"]) != (state, len(mapped)):
         return None
     return AnnotationIndex(mapped, kept)
 
 
 def _map_again(kept: Path, about: Mapping[str, Any]) -> AnnotationIndex:
     """In a process that was not forked."""
-    found = _map(kept, about["size"], about["mtime_ns"])
+    found = _map(kept, about["state"])
     if found is None:
         raise OSError(f"{kept} is not there any more: start again")
     return found
 
 
 def _find(path: Path) -> AnnotationIndex | None:
-    about = path.stat()
-    found = (_map(home, about.st_size, about.st_mtime_ns) for home in _homes(path))
+    state = state_of(path.stat())
+    found = (_map(home, state) for home in _homes(path))
     return next((index for index in found if index is not None), None)
 
 
@@ -264,12 +290,12 @@ def _keep(index: AnnotationIndex, path: Path) -> AnnotationIndex:
     """The same one, mapped from a file if there is room for it; while `_locked`."""
     problems = []
     for home in _homes(path):
-        # Other machines, and other users, may do the same in a shared folder.
-        part = home.with_name(f".{home.name}.{platform.node()}-{os.getuid()}.part")
+        # Others, whom the lock does not keep out, may do the same in a shared folder.
+        part = home.with_name(f".{uuid.uuid4().hex}{SUFFIX}.part")
         try:
             if os.path.lexists(home) and not _is_index(home):
                 raise FileExistsError(errno.EEXIST, "is something else", str(home))
-            with part.open("wb") as file:
+            with part.open("xb") as file:
                 file.write(index.buffer)
                 file.flush()
                 os.fsync(file.fileno())
@@ -278,9 +304,10 @@ def _keep(index: AnnotationIndex, path: Path) -> AnnotationIndex:
             if error.errno not in CANNOT_WRITE:
                 raise
             problems.append(str(error))
-            part.unlink(missing_ok=True)
             continue
-        found = _map(home, index.about["size"], index.about["mtime_ns"])
+        finally:
+            part.unlink(missing_ok=True)
+        found = _map(home, index.about["state"])
         if found is not None:
             _log(f"the index of {path} is kept in {home}")
             return found
@@ -289,8 +316,11 @@ def _keep(index: AnnotationIndex, path: Path) -> AnnotationIndex:
 
 
 def _is_index(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:  # a folder, or somebody's who lets nobody read it
+        return False
 
 
 def _log(text: str) -> None:

@@ -26,6 +26,11 @@ _LEGACY_START = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
 # What zipfile says of an archive with a false byte: of a checksum, a method or a mark for encryption, a name, an end.
 ZIP_DAMAGE = (zipfile.BadZipFile, NotImplementedError, RuntimeError, UnicodeDecodeError, EOFError, zlib.error)
 
+DOS_FOLDER = 0x10  # among a record's external attributes
+
+# What unpickling of false bytes may end with, as pickle's documentation has it, and torch's reading of tensors.
+_DAMAGE = (RuntimeError, EOFError, AttributeError, LookupError, ValueError, TypeError, AssertionError)
+
 # Names of a run's checkpoints.
 _NUMBERED = re.compile(r"(?:.+_)?(?:epoch|iter)_(\d+)\.pth")
 
@@ -123,7 +128,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is whole, but torch does not load it without your word; if you trust whoever made it, set"
             f" TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1, or follow torch: {_one_line(error)}"
         ) from error
-    except (RuntimeError, EOFError) as error:  # what torch.load says of archives and tensors that are cut short
+    except _DAMAGE as error:
         reason = f"{type(error).__name__}: {_one_line(error)}"
         raise DamagedCheckpoint(f"{path} is no readable checkpoint ({reason})") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
@@ -171,7 +176,8 @@ def _is_whole_archive(path: Path) -> bool:
 
 
 def _is_whole_record(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
-    if record.header_offset < 0:
+    # To torch, one that is marked as a folder is empty.
+    if record.header_offset < 0 or record.external_attr & DOS_FOLDER:
         return False
     try:
         with archive.open(record) as file:

@@ -23,8 +23,7 @@ class CocoFile(NamedTuple):
     """What is in an annotation file."""
 
     path: Path
-    size: int  # bytes
-    mtime_ns: int
+    state: list[int]  # of the file, see `state_of`
     text: str
     content: Any  # its value; the entries of `images` and `annotations` without what `LEFT_OUT` names
     spans: dict[str, Spans]  # of each entry of those that are lists, in `text`
@@ -35,6 +34,11 @@ class CocoFile(NamedTuple):
         return self.text[begin:end]
 
 
+def state_of(about: os.stat_result) -> list[int]:
+    """Another one when the file has been written to, or another one has come in its place, whatever times that has."""
+    return [about.st_size, about.st_mtime_ns, about.st_ctime_ns]
+
+
 def read_coco(path: str | os.PathLike[str]) -> CocoFile:
     """An annotation file in UTF-8, with or without a byte order mark.
 
@@ -42,16 +46,16 @@ def read_coco(path: str | os.PathLike[str]) -> CocoFile:
         ValueError: it is no JSON, or somebody writes to it meanwhile.
     """
     with open(path, "rb") as file:
-        before = os.fstat(file.fileno())
+        state = state_of(os.fstat(file.fileno()))
         text = file.read().decode("utf-8-sig")
-        after = os.fstat(file.fileno())
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        after = state_of(os.fstat(file.fileno()))
+    if state != after:
         raise ValueError(f"{path} changed while it was read: start again when it is complete")
     try:
         content, spans = _parse(text)
     except (StopIteration, IndexError):
         content, spans = json.loads(text), {}  # which says what is wrong
-    return CocoFile(Path(path), before.st_size, before.st_mtime_ns, text, content, spans)
+    return CocoFile(Path(path), state, text, content, spans)
 
 
 def _parse(text: str) -> tuple[Any, dict[str, Spans]]:

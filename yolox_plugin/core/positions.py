@@ -44,6 +44,8 @@ class PlacedSampler(Sampler[Any]):
         return len(self._sampler)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_sampler":  # of a copy that has nothing yet
+            raise AttributeError(name)
         return getattr(self._sampler, name)
 
 

@@ -72,7 +72,8 @@ class _Infos(Sequence[Any]):
 
 
 # What stock does with a file whose index the plugin takes instead.
-LOADING = ("load_annotations", "_filter_imgs", "_set_group_flag", "_parse_ann_info")
+READING = ("get_ann_info", "get_cat_ids")
+LOADING = ("load_annotations", "_filter_imgs", "_set_group_flag", "_parse_ann_info", *READING)
 
 
 class CocoDataset(StockCocoDataset, TrainingPart):
@@ -89,14 +90,18 @@ class CocoDataset(StockCocoDataset, TrainingPart):
         self._index: AnnotationIndex | None = None
         self._infos: Any = None  # a list, or _Infos of the index
         self._packed_infos: PackedList | None = None
+        self._originals: dict[Any, Any] = {}  # what `data_infos` had at first, by id
+        self._is_loading = True
         super().__init__(*args, **kwargs)
+        self._is_loading = False
 
     def load_annotations(self, ann_file: str) -> list[dict[str, Any]]:
         """See the stock class."""
         plain = not has_own(self, LOADING) and not has_own(StockCocoDataset, LOADING)
-        if not self.test_mode and self.proposal_file is None and ann_file == self.ann_file and plain:
+        plain = plain and mmdet.datasets.coco.COCO is COCO and ann_file == self.ann_file
+        if self._is_loading and plain and not self.test_mode and self.proposal_file is None:
             self._index = open_index(ann_file)
-        if self._index is None:
+        if self._index is None or not self._is_loading:
             with _without_byte_order_mark(ann_file) as readable:
                 infos: list[dict[str, Any]] = super().load_annotations(readable)
             categories = self.coco.cats
@@ -117,7 +122,7 @@ class CocoDataset(StockCocoDataset, TrainingPart):
 
     def _filter_imgs(self, min_size: int = 32) -> list[int]:
         """See the stock class."""
-        if self._index is None:
+        if self._index is None or not self._is_loading:
             found: list[int] = super()._filter_imgs(min_size)
             return found
         kept = self._index.sizes.min(1, initial=np.inf) >= min_size
@@ -137,7 +142,20 @@ class CocoDataset(StockCocoDataset, TrainingPart):
 
     @cached_property
     def coco(self) -> COCO:
-        """Read again by whoever needs it in training."""
+        """Made by whoever needs it in training, of what was read at first. Images are those of `data_infos`, as in the
+        stock class."""
+        if self._index is not None:
+            self.data_infos  # noqa: B018  made of the index now
+            content = self._index.content()
+            content["images"] = [
+                self._originals.get(image["id"], image | {"filename": image["file_name"]})
+                for image in content["images"]
+            ]
+            coco = COCO()
+            coco.dataset = content
+            coco.createIndex()
+            coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
+            return coco
         with self.file_client.get_local_path(self.ann_file) as path, _without_byte_order_mark(path) as readable:
             return COCO(readable)
 
@@ -148,11 +166,12 @@ class CocoDataset(StockCocoDataset, TrainingPart):
             return self.infos
         if isinstance(self._infos, _Infos):
             self._infos = self._infos[:]
+            self._originals = {info["id"]: info for info in self._infos}
         return self._infos
 
     @data_infos.setter
     def data_infos(self, infos: Any) -> None:
-        if "pipeline" not in vars(self) and self._index is not None:
+        if self._is_loading and self._index is not None:
             return  # stock's __init__, of which `_filter_imgs` has found the images
         self._infos, self._packed_infos = infos, None
         if "flag" in vars(self):
@@ -176,7 +195,7 @@ class CocoDataset(StockCocoDataset, TrainingPart):
 
     def _annotations(self, idx: int) -> list[dict[str, Any]] | None:
         """All annotations of an image; None where those of `coco` count."""
-        if self._index is None or "coco" in vars(self):
+        if self._index is None or "coco" in vars(self) or has_own(StockCocoDataset, READING):
             return None
         if isinstance(self._infos, _Infos):
             return self._index.annotations(self._infos.places[idx])

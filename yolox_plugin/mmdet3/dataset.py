@@ -1,5 +1,6 @@
 """MMDetection's data sets of the standard YOLOX config, for workers that live long: seeds, switches and memory."""
 
+import copy
 import os
 from collections.abc import Sequence
 from functools import cached_property, partial
@@ -35,7 +36,10 @@ from ..protocol import Moment, TrainingPart
 from .transforms import MixUp, Mosaic, RandomAffine, YOLOXHSVRandomAug
 
 # What stock does with a file whose index the plugin takes instead.
-LOADING = ("load_data_list", "parse_data_info", "filter_data", "_serialize_data", "get_cat_ids")
+LOADING = ("load_data_list", "parse_data_info", "filter_data", "_serialize_data", "get_cat_ids", "get_data_info",
+           "full_init")  # fmt: skip
+# What stock has of all samples then.
+LOADED = ("data_bytes", "data_address", "cat_img_map")
 
 
 class CocoDataset(StockCocoDataset):
@@ -44,42 +48,72 @@ class CocoDataset(StockCocoDataset):
     as soon as somebody looks at it, and counts from then on."""
 
     _index: AnnotationIndex | None = None
+    _as_loaded: "CocoDataset"  # with the classes and folders of that time
     _fully_initialized: bool
 
     def full_init(self) -> None:
         """See the stock class."""
         if self._fully_initialized:
             return
-        self._index = self._open_index()
-        if self._index is None:
+        self._index = None
+        for name in LOADED:
+            self.__dict__.pop(name, None)
+        index = self._open_index()
+        if index is None or not self._take(index):
             super().full_init()
-            return
-        coco = COCO()
-        coco.dataset = {"categories": self._index.categories}
-        coco.createIndex()
-        self.cat_ids = coco.get_cat_ids(cat_names=self.metainfo["classes"])
-        self.cat2label = {cat_id: i for i, cat_id in enumerate(self.cat_ids)}
-        kept = np.ones(len(self._index), bool)
-        if self.filter_cfg is not None:
-            kept = self._index.sizes.min(1, initial=np.inf) >= self.filter_cfg.get("min_size", 0)
-            if self.filter_cfg.get("filter_empty_gt", False):
-                kept &= self._index.has_any(self.cat_ids)
-        self._places = kept.nonzero()[0]
-        self._fully_initialized = True
 
     def _open_index(self) -> AnnotationIndex | None:
         """That of the annotation file; None if something asks for stock's own code."""
         if type(self) is not CocoDataset or has_own(StockCocoDataset, LOADING) or StockCocoDataset.COCOAPI is not COCO:
             return None
         options = (self.test_mode, self.proposal_file, self.backend_args, self._indices, self.serialize_data)
-        if options != (False, None, None, None, True) or not os.path.isfile(self.ann_file):
+        if options != (False, None, None, None, True) or "img" not in self.data_prefix:
             return None
-        return open_index(self.ann_file)
+        return open_index(self.ann_file) if os.path.isfile(self.ann_file) else None
+
+    def _take(self, index: AnnotationIndex) -> bool:
+        """Loads the images of an index; whether there are any."""
+        coco = COCO()
+        coco.dataset = {"categories": index.categories}
+        coco.createIndex()
+        cat_ids = coco.get_cat_ids(cat_names=self.metainfo["classes"])
+        kept = np.ones(len(index), bool)
+        if self.filter_cfg is not None:
+            kept = index.sizes.min(1, initial=np.inf) >= self.filter_cfg.get("min_size", 0)
+            if self.filter_cfg.get("filter_empty_gt", False):
+                kept &= index.has_any(cat_ids)
+        if not kept.any():
+            return False
+        self.cat_ids, self.cat2label = cat_ids, {cat_id: i for i, cat_id in enumerate(cat_ids)}
+        self._places, self._index, self._fully_initialized = kept.nonzero()[0], index, True
+        loaded = copy.copy(self)
+        for name in ("data_prefix", "filter_cfg", "_metainfo", "cat_ids", "cat2label"):
+            setattr(loaded, name, copy.deepcopy(getattr(self, name)))
+        self._as_loaded = loaded
+        return True
+
+    @property
+    def _is_indexed(self) -> bool:
+        """Whether nothing of stock's has taken the place of the index."""
+        return self._index is not None and not any(name in vars(self) for name in LOADED[:2])
 
     def _load_as_stock(self) -> None:
-        self._index, self._fully_initialized = None, False
-        super().full_init()
-        self._fully_initialized = True
+        """Makes what stock has, of what was read at first."""
+        assert self._index is not None
+        content, loaded = self._index.content(), copy.copy(self._as_loaded)
+
+        def read(_: str) -> COCO:
+            coco = COCO()
+            coco.dataset = content
+            coco.createIndex()
+            coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
+            return coco
+
+        loaded.COCOAPI = read
+        loaded.data_list = loaded.load_data_list()
+        loaded.data_list = loaded.filter_data()
+        self.data_bytes, self.data_address = loaded._serialize_data()
+        self.__dict__.setdefault("cat_img_map", loaded.cat_img_map)
 
     @cached_property
     def data_bytes(self) -> Any:
@@ -104,27 +138,25 @@ class CocoDataset(StockCocoDataset):
 
     def _copy_without_annotation(self, *args: Any) -> Any:
         """See the stock class: of a copy that gets a part of what stock keeps."""
-        if self._index is not None:
+        if self._is_indexed:
             self._load_as_stock()
         return super()._copy_without_annotation(*args)
 
     @force_full_init  # type: ignore[untyped-decorator]
     def get_data_info(self, idx: int) -> Any:
         """See the stock class."""
-        if self._index is None:
+        if not self._is_indexed or has_own(StockCocoDataset, ["get_data_info"]):
             return super().get_data_info(idx)
         place = self._places[idx]
+        assert self._index is not None
         info = self._index.image(place)
         info["img_id"] = info["id"]
-        found = self.parse_data_info({"raw_ann_info": self._index.annotations(place), "raw_img_info": info})
-        return found | {"sample_idx": idx if idx >= 0 else len(self) + idx}
+        raw = {"raw_ann_info": self._index.annotations(place), "raw_img_info": info}
+        return self._as_loaded.parse_data_info(raw) | {"sample_idx": idx if idx >= 0 else len(self) + idx}
 
     @force_full_init  # type: ignore[untyped-decorator]
     def __len__(self) -> int:
-        if self._index is None:
-            length: int = super().__len__()
-            return length
-        return len(self._places)
+        return len(self._places) if self._is_indexed else super().__len__()
 
 
 def _is_standard(dataset: Any) -> bool:
