@@ -11,6 +11,7 @@ import torch
 from tiny import HOST, sentence
 
 from yolox_plugin import Detector
+from yolox_plugin.core.checkpoint import read_checkpoint
 from yolox_plugin.run import evaluate as testing
 from yolox_plugin.run import predict as predicting
 from yolox_plugin.run.messages import InputError
@@ -94,6 +95,24 @@ def read_video(path):
     reader = cv2.VideoCapture(str(path))
     frames = [reader.read()[1] for _ in range(int(reader.get(cv2.CAP_PROP_FRAME_COUNT)))]
     return frames, reader.get(cv2.CAP_PROP_FPS)
+
+
+@pytest.mark.slow
+def test_images_in_which_nothing_is(learned, tmp_path, capfd):
+    """To a detector that has learned nothing yet."""
+    data, _, checkpoint = learned
+    content = read_checkpoint(checkpoint)
+    for name, value in content["state_dict"].items():
+        if "multi_level_conv_obj" in name and name.endswith("bias"):
+            value.fill_(-50)
+    torch.save(content, tmp_path / "blind.pth")
+    out = tmp_path / "out"
+    assert predict(data / "val2017", f"--pth-path={tmp_path / 'blind.pth'}", f"--save-dir={out}") == 0
+    assert "0 boxes in 4 images" in capfd.readouterr().out
+    assert json.loads((out / "predictions.json").read_text()) == []
+    assert [*csv.DictReader((out / "predictions.csv").open())] == []
+    for file in (data / "val2017").iterdir():
+        assert cv2.imread(str(out / file.name)).shape == cv2.imread(str(file)).shape
 
 
 def test_videos(learned, tmp_path, capfd):

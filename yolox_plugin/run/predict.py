@@ -171,7 +171,7 @@ def predict(args: argparse.Namespace, detector: Detector, places: dict[Path, Pat
                 warn(f"{origin.file}: {found.reason if isinstance(found, Unreadable) else 'no image'}")
                 continue
             read += 1
-            highest = max(highest, *found.scores[:1])
+            highest = max([highest, *found.scores[:1]])
             results += results_of(number, origin, found, args.score_thr)
             pictures.write(origin, drawn(pixels, found, detector.classes, args.score_thr))
             if sys.stderr.isatty() and time.time() - shown > 0.2:
