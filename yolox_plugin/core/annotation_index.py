@@ -48,7 +48,6 @@ class AnnotationIndex:
     def __init__(self, buffer: Any, kept: Path | None = None) -> None:
         self.buffer, self.kept = buffer, kept
         self.about, begin = _header(buffer)
-        self.categories: list[dict[str, Any]] = self.about["categories"]
         arrays = {name: np.frombuffer(buffer, dtype, count, begin + offset)
                   for name, (dtype, count, offset) in self.about["arrays"].items()}  # fmt: skip
         self.ids: list[Any] = json.loads(arrays["ids"].tobytes())
@@ -57,6 +56,7 @@ class AnnotationIndex:
         self._annotations, self._annotation_ends = arrays["annotations"], arrays["annotation_ends"]
         self._labels, self._counts, self._order = arrays["labels"], arrays["counts"], arrays["order"]
         self._others = arrays["others"]
+        self.categories: list[dict[str, Any]] = json.loads(self._others.tobytes())["categories"]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -99,6 +99,24 @@ class AnnotationIndex:
         found: Array = np.bincount(images, minlength=len(self) + 1)[: len(self)] > 0
         return found
 
+    def chosen(self, min_size: float, categories: Collection[Any] | None) -> Array:
+        """The places of images whose sides have `min_size` pixels and, unless it is None, that have any of these
+        `categories`."""
+        chosen: Array = self.sizes.min(1, initial=np.inf) >= min_size
+        if categories is not None:
+            chosen &= self.has_any(categories)
+        places: Array = chosen.nonzero()[0]
+        return places
+
+
+def as_coco(kind: Any, content: dict[str, Any]) -> Any:
+    """What MMDetection's class `kind` for pycocotools' index makes of a file with this content, or a part of it."""
+    coco = kind()
+    coco.dataset = content
+    coco.createIndex()
+    coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
+    return coco
+
 
 def _cut(texts: Array, ends: Array, place: int) -> bytes:
     return texts[ends[place - 1] if place else 0 : ends[place]].tobytes()
@@ -114,11 +132,11 @@ def open_index(ann_file: str | os.PathLike[str]) -> AnnotationIndex | None:
     path = Path(os.path.abspath(ann_file))
     if path.stat().st_size < LARGE:
         return build(read_coco(path))
-    found = _find(path)
+    found = find(path)
     if found is not None:
         return found
     with _locked():
-        found = _find(path)
+        found = find(path)
         if found is not None:
             return found
         _log(f"reading {path} ({path.stat().st_size / 1e6:.0f} MB), once for all processes of this machine")
@@ -129,7 +147,7 @@ def open_index(ann_file: str | os.PathLike[str]) -> AnnotationIndex | None:
 def keep(index: AnnotationIndex, ann_file: Path) -> None:
     """Keeps the index of a large annotation file for whoever opens it, unless that is kept already."""
     path = Path(os.path.abspath(ann_file))
-    if index.about["state"][0] < LARGE or _find(path) is not None:
+    if index.about["state"][0] < LARGE or find(path) is not None:
         return
     with _locked():
         _keep(index, path)
@@ -159,7 +177,6 @@ def build(file: CocoFile) -> AnnotationIndex | None:
     groups = (",".join(file.entry("annotations", next(walk)) for _ in range(count)) for count in counts.tolist())
     grouped, group_ends = _joined(groups)
     sizes = np.array([(image["width"], image["height"]) for image in images], np.float64)
-    about = {"state": file.state, "categories": categories}
     others = {name: value for name, value in content.items() if name not in LISTS}
     arrays = {
         "sizes": sizes, "image_ends": text_ends, "annotation_ends": group_ends, "counts": counts, "order": order,
@@ -167,7 +184,7 @@ def build(file: CocoFile) -> AnnotationIndex | None:
         "others": np.frombuffer(json.dumps(others).encode(), np.uint8),
         "images": np.frombuffer(texts, np.uint8), "annotations": np.frombuffer(grouped, np.uint8),
     }  # fmt: skip
-    return AnnotationIndex(_packed(about, arrays))
+    return AnnotationIndex(_packed({"state": file.state}, arrays))
 
 
 def _have_ids(entries: Sequence[Any]) -> bool:
@@ -252,7 +269,8 @@ def _map_again(kept: Path, about: Mapping[str, Any]) -> AnnotationIndex:
     return found
 
 
-def _find(path: Path) -> AnnotationIndex | None:
+def find(path: Path) -> AnnotationIndex | None:
+    """The kept index of an annotation file as it is now, if there is one."""
     state = state_of(path.stat())
     found = (_map(home, state) for home in _homes(path))
     return next((index for index in found if index is not None), None)

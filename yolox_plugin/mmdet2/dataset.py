@@ -28,7 +28,7 @@ from mmdet.datasets.pipelines import (
 )
 from torch.utils.data import get_worker_info
 
-from ..core.annotation_index import AnnotationIndex, open_index
+from ..core.annotation_index import AnnotationIndex, as_coco, open_index
 from ..core.cache import ImageCache
 from ..core.coco_eval import COCOeval
 from ..core.images import Array, Results
@@ -113,9 +113,7 @@ class CocoDataset(StockCocoDataset, TrainingPart):
 
     def _read_categories(self, index: AnnotationIndex) -> dict[Any, Any]:
         """Those of the file by their ids; those of this data set become its own."""
-        coco = COCO()
-        coco.dataset = {"categories": index.categories}
-        coco.createIndex()
+        coco = as_coco(COCO, {"categories": index.categories})
         self.cat_ids = coco.get_cat_ids(cat_names=self.CLASSES)
         self.cat2label = {cat_id: i for i, cat_id in enumerate(self.cat_ids)}
         return coco.cats  # type: ignore[no-any-return]
@@ -125,10 +123,8 @@ class CocoDataset(StockCocoDataset, TrainingPart):
         if self._index is None or not self._is_loading:
             found: list[int] = super()._filter_imgs(min_size)
             return found
-        kept = self._index.sizes.min(1, initial=np.inf) >= min_size
-        if self.filter_empty_gt:
-            kept &= self._index.has_any(self.cat_ids)
-        self._infos = _Infos(self._index, kept.nonzero()[0])
+        places = self._index.chosen(min_size, self.cat_ids if self.filter_empty_gt else None)
+        self._infos = _Infos(self._index, places)
         self.img_ids = [self._index.ids[place] for place in self._infos.places]
         return []
 
@@ -151,11 +147,7 @@ class CocoDataset(StockCocoDataset, TrainingPart):
                 self._originals.get(image["id"], image | {"filename": image["file_name"]})
                 for image in content["images"]
             ]
-            coco = COCO()
-            coco.dataset = content
-            coco.createIndex()
-            coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
-            return coco
+            return as_coco(COCO, content)
         with self.file_client.get_local_path(self.ann_file) as path, _without_byte_order_mark(path) as readable:
             return COCO(readable)
 

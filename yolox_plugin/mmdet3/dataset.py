@@ -26,7 +26,7 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmengine import fileio
 from mmengine.dataset import Compose, force_full_init
 
-from ..core.annotation_index import AnnotationIndex, open_index
+from ..core.annotation_index import AnnotationIndex, as_coco, open_index
 from ..core.cache import ImageCache
 from ..core.images import Results
 from ..core.mixing import Mixing, check_skip_type_keys
@@ -73,19 +73,13 @@ class CocoDataset(StockCocoDataset):
 
     def _take(self, index: AnnotationIndex) -> bool:
         """Loads the images of an index; whether there are any."""
-        coco = COCO()
-        coco.dataset = {"categories": index.categories}
-        coco.createIndex()
-        cat_ids = coco.get_cat_ids(cat_names=self.metainfo["classes"])
-        kept = np.ones(len(index), bool)
-        if self.filter_cfg is not None:
-            kept = index.sizes.min(1, initial=np.inf) >= self.filter_cfg.get("min_size", 0)
-            if self.filter_cfg.get("filter_empty_gt", False):
-                kept &= index.has_any(cat_ids)
-        if not kept.any():
+        cat_ids = as_coco(COCO, {"categories": index.categories}).get_cat_ids(cat_names=self.metainfo["classes"])
+        wanted = self.filter_cfg or {}
+        places = index.chosen(wanted.get("min_size", 0), cat_ids if wanted.get("filter_empty_gt", False) else None)
+        if not len(places):
             return False
         self.cat_ids, self.cat2label = cat_ids, {cat_id: i for i, cat_id in enumerate(cat_ids)}
-        self._places, self._index, self._fully_initialized = kept.nonzero()[0], index, True
+        self._places, self._index, self._fully_initialized = places, index, True
         loaded = copy.copy(self)
         for name in ("data_prefix", "filter_cfg", "_metainfo", "cat_ids", "cat2label"):
             setattr(loaded, name, copy.deepcopy(getattr(self, name)))
@@ -101,15 +95,7 @@ class CocoDataset(StockCocoDataset):
         """Makes what stock has, of what was read at first."""
         assert self._index is not None
         content, loaded = self._index.content(), copy.copy(self._as_loaded)
-
-        def read(_: str) -> COCO:
-            coco = COCO()
-            coco.dataset = content
-            coco.createIndex()
-            coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
-            return coco
-
-        loaded.COCOAPI = read
+        loaded.COCOAPI = lambda _: as_coco(COCO, content)  # whatever has become of the file
         loaded.data_list = loaded.load_data_list()
         loaded.data_list = loaded.filter_data()
         self.data_bytes, self.data_address = loaded._serialize_data()
