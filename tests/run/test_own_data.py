@@ -17,6 +17,7 @@ from mmdet.datasets import CocoDataset
 from tiny import HOST, sentence, small
 
 from yolox_plugin import Detector
+from yolox_plugin.core import annotation_index
 from yolox_plugin.core.checkpoint import read_checkpoint
 from yolox_plugin.run import evaluate as testing
 from yolox_plugin.run import predict, splits, terminal
@@ -513,3 +514,19 @@ def test_what_is_on_the_terminal(monkeypatch):
     assert shown("anything", logging.WARNING)
     assert not shown("Epoch(val) [1][5/5]    eta: 0:00:00  time: 2.1")
     assert not shown("x.py - compute_metrics - 465 - The testing results of the whole dataset is empty.", logging.ERROR)
+
+
+def test_an_annotation_file_is_read_once(data, tmp_path, monkeypatch):
+    """By the checks, which make the index that data sets take; a later command takes the same."""
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    monkeypatch.setattr(annotation_index, "LARGE", 0)
+    path = root / "annotations/instances_train2017.json"
+    args = training.parser().parse_args([f"--data-path={root}", "--model=nano", "--device=cpu"])
+    ready = training.host.check(args, training.host.configure(args))
+    assert [of for _, of in ready.data.indexes] == [path] and not annotation_index.find(path)
+    training.starting.write(tmp_path / "run", ready)
+    assert ready.data.indexes == []
+    monkeypatch.setattr(annotation_index, "read_coco", None)
+    assert len(annotation_index.open_index(path)) == len(json.loads(path.read_text())["images"])
+    assert training.host.check(args, training.host.configure(args)).data.indexes == []

@@ -47,7 +47,12 @@ class Checked(NamedTuple):
 
     labels: dict[str, int]  # each class's
     files: list[Counts]
-    indexes: list[tuple[AnnotationIndex, Path]]  # of large files to train on
+    indexes: list[tuple[AnnotationIndex, Path]]  # of large files to train on that have none
+
+    def keep_indexes(self) -> None:
+        """Keeps them for the data sets, so that these read no file again; here they take no memory then."""
+        while self.indexes:
+            annotation_index.keep(*self.indexes.pop())
 
 
 def check_data(sources: Iterable[Source], root: Path | None, heads: int | None, images: bool = True) -> Checked:
@@ -74,7 +79,8 @@ def check_data(sources: Iterable[Source], root: Path | None, heads: int | None, 
         if source.training and list(source.classes) == classes_in(source.path):
             trained = source
         check_labels(known, list(files[-1].boxes), source.path)
-        if source.training and source.path.stat().st_size >= annotation_index.LARGE:
+        is_large = source.path.stat().st_size >= annotation_index.LARGE
+        if source.training and is_large and annotation_index.find(source.path.absolute()) is None:
             index = annotation_index.build(read_file(source.path))
             indexes += [(index, source.path)] if index is not None else []
     _read.cache_clear()

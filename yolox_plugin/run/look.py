@@ -86,7 +86,9 @@ def look(args: argparse.Namespace) -> None:
     splits = host.splits_of(args, cfg)
     if not find_layout(args.data_path.absolute()).is_split:
         splits = ("train",)  # all there is
-    labels = training.host.check_data(args, cfg, splits, images=False).labels
+    data = training.host.check_data(args, cfg, splits, images=False)
+    data.keep_indexes()
+    labels = data.labels
     classes = sorted(labels, key=lambda name: labels[name])
     scale = scale_of(host.training_set(cfg))
     if scale is None:

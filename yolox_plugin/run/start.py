@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core import annotation_index
 from . import annotations, folders, initial_weights, splits
 from .annotations import Checked, Counts, classes_in
 from .initial_weights import Fitting, fitting_weights
@@ -74,7 +73,7 @@ def plan(args: argparse.Namespace, read: Sequence[Path]) -> Split:
 
 
 def write(work_dir: Path, ready: Ready) -> None:
-    """Writes to `work_dir` what the config is to read from there, and keeps indexes, which then take no memory here.
+    """Writes to `work_dir` what the config is to read from there, and keeps indexes of annotations.
 
     Raises:
         InputError: something else is there under such a name.
@@ -86,8 +85,7 @@ def write(work_dir: Path, ready: Ready) -> None:
     if ready.weights is not None:
         files[work_dir / initial_weights.FILE] = ready.weights.write
     folders.write_new(work_dir, files)
-    while ready.data.indexes:
-        annotation_index.keep(*ready.data.indexes.pop())
+    ready.data.keep_indexes()
 
 
 def describe(config: str, device: str, devices: int, batch_size: int, length: str, work_dir: str, ready: Ready) -> str:
