@@ -9,7 +9,7 @@ import pickletools
 import re
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ DOS_FOLDER = 0x10  # among a record's external attributes
 # What unpickling of false bytes may end with, as pickle's documentation has it, and torch's reading of tensors.
 _DAMAGE = (RuntimeError, EOFError, AttributeError, LookupError, ValueError, TypeError, AssertionError)
 
-# Names of a run's checkpoints.
+# Names of a run's checkpoints: of those at the ends of epochs, and of the last in the middle of one.
 _NUMBERED = re.compile(r"(?:.+_)?(?:epoch|iter)_(\d+)\.pth")
+MID_EPOCH = "mid_epoch.pth"
 
 
 class DamagedCheckpoint(ValueError):
@@ -199,16 +200,31 @@ def _one_line(error: Exception) -> str:
 
 
 def newest_checkpoint(work_dir: Path) -> Path | None:
-    """The one that training goes on from: latest.pth, or that of the highest epoch or iteration.
+    """The one that training goes on from: latest.pth, or that of the highest epoch or iteration; or that in the middle
+    of an epoch, if it is newer.
 
     Other .pth files are none of a run's. MMDetection's `find_latest_checkpoint` takes any for one, and fails for those
     that end in no number.
     """
-    latest = work_dir / "latest.pth"
-    if latest.exists():
-        return latest
+    latest, mid_epoch = work_dir / "latest.pth", work_dir / MID_EPOCH
     numbered = [(int(match[1]), path) for path in work_dir.glob("*.pth") if (match := _NUMBERED.fullmatch(path.name))]
-    return max(numbered)[1] if numbered else None
+    whole = latest if latest.exists() else max(numbered)[1] if numbered else None
+    if mid_epoch.is_file() and (whole is None or epochs_of(whole) < epochs_of(mid_epoch)):
+        return mid_epoch
+    return whole
+
+
+def epochs_of(checkpoint: Path) -> float:
+    """How many epochs a checkpoint has behind it, as its name says, or for one in the middle of an epoch what it holds:
+    half an epoch more. Infinitely many where nobody knows, as of a damaged one, which is then tried and reported."""
+    real = checkpoint.resolve()
+    if real.name == MID_EPOCH:
+        try:
+            return float(read_checkpoint(real)["meta"]["epoch"]) + 0.5
+        except (DamagedCheckpoint, UnsafeCheckpoint, KeyError, TypeError, ValueError):
+            return float("inf")
+    match = _NUMBERED.fullmatch(real.name)
+    return float(match[1]) if match else float("inf")
 
 
 def read_newest(checkpoint: Path, tell: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
@@ -220,27 +236,29 @@ def read_newest(checkpoint: Path, tell: Callable[[str], None]) -> tuple[Path, di
     Raises:
         ValueError: none can be read. UnsafeCheckpoint: see there.
     """
-    problems = []
-    for path in (checkpoint, *_earlier(checkpoint)):
+    problems: list[str] = []
+    path: Path | None = checkpoint
+    others: Iterator[Path] = iter(())
+    while path is not None:
         try:
             return path, read_checkpoint(path)
         except DamagedCheckpoint as error:
+            others = others if problems else iter(_earlier(checkpoint))
             problems.append(str(error))
             tell(problems[-1])
+        path = next(others, None)
     raise ValueError(
         "; ".join(problems) + ". No other checkpoint is in that folder: remove it or name another with --resume-from"
     )
 
 
 def _earlier(checkpoint: Path) -> list[Path]:
-    """The checkpoints of earlier epochs beside this one, newest first."""
-
-    def epoch(path: Path) -> int:
-        match = re.fullmatch(r"epoch_(\d+)\.pth", path.name)
-        return int(match[1]) if match else -1
-
-    real = checkpoint.resolve()
-    return sorted((p for p in real.parent.glob("epoch_*.pth") if 0 <= epoch(p) < epoch(real)), key=epoch, reverse=True)
+    """The checkpoints beside this one with fewer epochs behind them, newest first."""
+    real, pattern = checkpoint.resolve(), re.compile(rf"epoch_\d+\.pth|{re.escape(MID_EPOCH)}")
+    if not pattern.fullmatch(real.name):
+        return []
+    found = [(epochs_of(path), path) for path in real.parent.glob("*.pth") if pattern.fullmatch(path.name)]
+    return [path for epochs, path in sorted(found, reverse=True) if path != real and epochs < epochs_of(real)]
 
 
 def write_whole(folder: Path, name: str, write: Callable[[Path], None], link: bool) -> None:

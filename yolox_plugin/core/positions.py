@@ -1,10 +1,18 @@
-"""Where in an epoch a sample stands. What it draws depends on that alone, not on the worker that makes it."""
+"""Where in an epoch a sample stands. What it draws depends on that alone, not on the worker that makes it; and an epoch
+that a checkpoint was written in goes on behind the samples that have been taken."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+import itertools
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
-from torch.utils.data import Sampler
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, Sampler
+
+from .ranks import gathered
+from .seeds import restore_random_state, state_kept
 
 
 class PlacedIndex(int):
@@ -29,16 +37,123 @@ class PlacedIndex(int):
         return PlacedIndex(int(self) - other, self.position)
 
 
+class Begun(NamedTuple):
+    """What a checkpoint tells of an epoch in whose middle it was written."""
+
+    batches: int  # that each rank has taken
+    taken: list[Tensor]  # by rank: the indices of their samples; empty where the loader has no torch.BatchSampler
+    random: dict[str, Any] | None  # of this rank's main process; None for another number of ranks
+
+
+class Order:
+    """A rank's way through one epoch: `first` is the number of its first batch, not 0 if the epoch was begun before."""
+
+    def __init__(self, begun: Begun | None) -> None:
+        self.first = 0 if begun is None else begun.batches
+        self.kept = True  # whether this is the rest of the order that was begun
+        self._begun = begun
+        self._sampler: PlacedSampler | None = None
+
+    def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """Those that are still to be taken."""
+        batches = iter(loader)
+        if self._begun is not None and self._sampler is None:  # nobody but the loader knows what it has made
+            for _ in range(self.first):
+                next(batches, None)
+            self._restore()
+        return batches
+
+    def taken(self, batches: int, batch_size: int | None) -> Tensor:
+        """The indices of the samples in this rank's batches before number `batches`, [N] int64."""
+        if self._sampler is None or batch_size is None:
+            return torch.empty(0, dtype=torch.int64)
+        return self._sampler.taken((batches - self.first) * batch_size)
+
+    def _restore(self) -> None:
+        if self._begun is not None and self._begun.random is not None:
+            restore_random_state(self._begun.random)
+
+    def place(self, batches: BatchSampler, rank: int, world_size: int) -> "PlacedSampler":
+        """The sampler for these batches in this epoch."""
+        begun, place = self._begun, PlacedSampler(batches.sampler, rank, world_size)
+        if begun is not None:
+            with state_kept():
+                whole = list(batches.sampler)
+            mine = begun.taken[rank].tolist() if len(begun.taken) == world_size else None
+            self.kept = all(gathered(mine is not None and mine == whole[: len(mine)]))
+            if self.kept and mine is not None:
+                place.go_on(whole[len(mine) :], mine, len(mine) * world_size, self._restore)
+            else:
+                rest, seen = dealt(gathered(whole), begun.taken, rank, world_size, _multiple(batches))
+                self.first = max(len(batches) - -(-len(rest) // batches.batch_size), 0)
+                place.go_on(rest, seen if rank == 0 else [], len(seen), self._restore)
+        self._sampler = place
+        return place
+
+
+def dealt(
+    orders: list[list[int]], taken: list[Tensor], rank: int, world_size: int, multiple: int
+) -> tuple[list[int], list[int]]:
+    """For an epoch that was begun by another number of ranks, or in other batches: the samples that this rank takes of
+    those that nobody has taken, and those that somebody has. None comes twice, but for as many as make the lists of all
+    ranks equally long.
+
+    Args:
+        orders: by rank, what each would take of a whole epoch.
+        taken: by rank, what has been.
+        multiple: of what the length of a list is one.
+    """
+    seen = [index for of_rank in taken for index in of_rank.tolist()]
+    all_of_them = (index for row in itertools.zip_longest(*orders) for index in row if index is not None)
+    there = set(seen)
+    left = [index for index in dict.fromkeys(all_of_them) if index not in there]
+    if not left:
+        return [], seen
+    length = -(-len(left) // (world_size * multiple)) * multiple
+    filled = list(itertools.islice(itertools.cycle(left), length * world_size))
+    return filled[rank::world_size], seen
+
+
+def _multiple(batches: BatchSampler) -> int:
+    """Of how many samples a rank must have a multiple, so that none is left out."""
+    return batches.batch_size if batches.drop_last else 1
+
+
 class PlacedSampler(Sampler[Any]):
     """A sampler whose indices know their positions; for the rest it is the sampler itself."""
 
     def __init__(self, sampler: Any, rank: int, world_size: int) -> None:
         self._sampler, self._rank, self._world_size = sampler, rank, world_size
+        self._taken, self._before, self._offset = array("q"), 0, 0
+        self._rest: list[int] | None = None
+
+    def go_on(self, rest: list[int], taken: list[int], offset: int, begin: Any) -> None:
+        """Gives `rest` instead of the sampler's own order, from position `offset` on, behind what this rank has `taken`
+        before.
+
+        Args:
+            begin: is called when the first is asked for.
+        """
+        self._rest, self._taken, self._before, self._offset, self._begin = (
+            rest,
+            array("q", taken),
+            len(taken),
+            offset,
+            begin,
+        )
+
+    def taken(self, count: int) -> Tensor:
+        """What was taken before, and the first `count` of what was given since."""
+        return torch.tensor(self._taken[: self._before + count], dtype=torch.int64)
 
     def __iter__(self) -> Iterator[Any]:
-        for number, index in enumerate(self._sampler):
+        if self._rest is not None:
+            self._begin()
+        for number, index in enumerate(self._sampler if self._rest is None else self._rest):
             placed = isinstance(index, int)
-            yield PlacedIndex(index, number * self._world_size + self._rank) if placed else index
+            if placed:
+                self._taken.append(index)
+            yield PlacedIndex(index, self._offset + number * self._world_size + self._rank) if placed else index
 
     def __len__(self) -> int:
         return len(self._sampler)
@@ -50,16 +165,18 @@ class PlacedSampler(Sampler[Any]):
 
 
 @contextlib.contextmanager
-def placed(loader: Any, rank: int, world_size: int) -> Iterator[None]:
-    """Within it, the data set of a loader hears of each sample where it stands. A loader whose batch sampler has no
-    `sampler` is left as it is."""
+def placed(loader: Any, rank: int, world_size: int, begun: Begun | None = None) -> Iterator[Order]:
+    """Within it, the data set of a loader hears of each sample where it stands, and an epoch that was `begun` before
+    goes on. A loader whose batch sampler has no `sampler` is left as it is."""
     batches: Any = getattr(loader, "batch_sampler", None)
     sampler = getattr(batches, "sampler", None)
+    order = Order(begun)
     if sampler is None:
-        yield
+        yield order
         return
-    batches.sampler = PlacedSampler(sampler, rank, world_size)
+    plain = type(batches) is BatchSampler  # others may put samples into batches in another order
+    batches.sampler = order.place(batches, rank, world_size) if plain else PlacedSampler(sampler, rank, world_size)
     try:
-        yield
+        yield order
     finally:
         batches.sampler = sampler

@@ -4,6 +4,7 @@ import contextlib
 import random
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,3 +50,37 @@ def state_kept() -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.default_generator.set_state(own)
+
+
+def random_state() -> dict[str, Any]:
+    """That of this process: of random, numpy, and torch on CPU and device, in types that torch.load takes by itself."""
+    version, words, normal = random.getstate()
+    state: Any = np.random.get_state(legacy=True)
+    kind, numpy_words, *rest = state
+    devices = {name: module.get_rng_state() for name, module in _devices()}
+    return {
+        "random": [version, list(words), normal],
+        "numpy": [kind, torch.tensor(numpy_words.astype(np.int64)), *map(float, rest)],
+        "torch": torch.default_generator.get_state(),
+        "devices": devices,
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """What `random_state` has found, in this or another process."""
+    version, words, normal = state["random"]
+    random.setstate((version, tuple(words), normal))
+    kind, numpy_words, position, has_normal, numpy_normal = state["numpy"]
+    words = numpy_words.cpu().numpy().astype(np.uint32)
+    np.random.set_state((kind, words, int(position), int(has_normal), numpy_normal))
+    torch.default_generator.set_state(state["torch"].cpu())
+    for name, module in _devices():
+        if name in state["devices"]:
+            module.set_rng_state(state["devices"][name].cpu())
+
+
+def _devices() -> Iterator[tuple[str, Any]]:
+    for name in ("cuda", "npu"):
+        module = getattr(torch, name, None)
+        if module is not None and module.is_available() and module.is_initialized():
+            yield name, module

@@ -15,7 +15,7 @@ from .assigner import SimOTAAssigner
 from .dataset import CocoDataset, MultiImageMixDataset
 from .detector import YOLOX
 from .head import YOLOXHead
-from .hooks import ExpMomentumEMAHook, SyncNormHook, YOLOXModeSwitchHook
+from .hooks import CheckpointHook, ExpMomentumEMAHook, SyncNormHook, YOLOXModeSwitchHook
 from .runner import EpochBasedRunner
 from .scatter import scatter_kwargs
 from .streams import _get_stream
@@ -27,6 +27,7 @@ PARTS: Parts = {
     "TRAINING": [
         (DETECTORS, YOLOX),
         (HOOKS, ExpMomentumEMAHook),
+        (HOOKS, CheckpointHook),
         (HOOKS, YOLOXModeSwitchHook),
         (HOOKS, SyncNormHook),
         (OPTIMIZERS, SGD),

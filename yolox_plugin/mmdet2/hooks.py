@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from mmcv.parallel import is_module_wrapper
-from mmcv.runner import BaseRunner
+from mmcv.runner import HOOKS, BaseRunner, GradientCumulativeOptimizerHook, Hook
+from mmcv.runner import CheckpointHook as StockCheckpointHook
 from mmdet.core.hook import ExpMomentumEMAHook as StockEMAHook
 from mmdet.core.hook import SyncNormHook as StockSyncNormHook
 from mmdet.core.hook import YOLOXModeSwitchHook as StockModeSwitchHook
@@ -11,6 +12,7 @@ from mmdet.core.hook import YOLOXModeSwitchHook as StockModeSwitchHook
 from yolox_ops import ema_update_
 
 from ..core.flat import lay_together, merged
+from ..core.mid_epoch import Stopped, Timing
 from ..core.mixing import check_skip_type_keys, leave_out_steps
 from ..core.schedule import is_closing
 from .runner import EpochBasedRunner
@@ -87,3 +89,56 @@ class ExpMomentumEMAHook(StockEMAHook):
         if values[0].device.type == "npu":
             averages, values = merged(averages, values)
         ema_update_(averages, values, self.get_momentum(runner))
+
+
+class CheckpointHook(StockCheckpointHook):
+    """The stock class, which knows rank 0 alone. Here a checkpoint also holds in what the other ranks differ."""
+
+    def _save_checkpoint(self, runner: BaseRunner) -> None:
+        if isinstance(runner, EpochBasedRunner):
+            runner.gather_ranks()
+        super()._save_checkpoint(runner)
+
+
+@HOOKS.register_module()
+class MidEpochCheckpointHook(Hook):
+    """Writes mid_epoch.pth in the middle of epochs, always under that name, and ends the training with one where the
+    process has been told to (`core.mid_epoch.hear`). A resume goes on behind it, bit by bit.
+
+    For the plugin's EpochBasedRunner. Gradients that are being accumulated are in no checkpoint, so it waits for them.
+    """
+
+    def __init__(
+        self, iterations: int | None = None, minutes: float | None = None, create_symlink: bool = True
+    ) -> None:
+        """Every so many iterations, minutes, or never but at such an end.
+
+        Args:
+            create_symlink: whether latest.pth points to it, as `checkpoint_config` may have it for the others.
+        """
+        self._timing = Timing(iterations, minutes)
+        self._link = create_symlink
+
+    def before_run(self, runner: BaseRunner) -> None:
+        """Begins to count.
+
+        Raises:
+            TypeError: for another runner.
+        """
+        if not isinstance(runner, EpochBasedRunner):
+            raise TypeError(f"MidEpochCheckpointHook is for the plugin's EpochBasedRunner, got {type(runner).__name__}")
+        self._timing.start()
+
+    def after_train_iter(self, runner: EpochBasedRunner) -> None:
+        """See mmcv.
+
+        Raises:
+            Stopped: the training has been told to end.
+        """
+        counts = [h.cumulative_iters for h in runner.hooks if isinstance(h, GradientCumulativeOptimizerHook)]
+        updated = self.is_last_iter(runner) or all((runner.iter + 1) % count == 0 for count in counts)
+        due = self._timing.due(runner.iter + 1, updated)
+        if due:
+            runner.save_mid_epoch(self._link)
+        if due > 1:
+            raise Stopped(due)

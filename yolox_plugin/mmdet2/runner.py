@@ -1,5 +1,6 @@
 """mmcv's EpochBasedRunner with exact resume, checkpoints that are whole or absent, and few reads from the device."""
 
+import contextlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,13 +12,15 @@ import torch.distributed as dist
 from mmcv.parallel import is_module_wrapper
 from mmcv.runner import CheckpointLoader, Fp16OptimizerHook, LogBuffer, OptimizerHook, load_state_dict
 from mmcv.runner import EpochBasedRunner as StockRunner
+from mmcv.runner import save_checkpoint as write_checkpoint
 from mmdet.datasets.samplers import ClassAwareSampler, DistributedGroupSampler, DistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..core.checkpoint import numpy_allowed, read_newest, write_whole
+from ..core import mid_epoch
+from ..core.checkpoint import MID_EPOCH, numpy_allowed, read_newest, write_whole
 from ..core.mixing import data_sets_in
-from ..core.positions import placed
+from ..core.positions import Begun, Order, placed
 from ..core.reading import read_together
 from ..core.seeds import seed_everything
 from ..core.sgd import SGD
@@ -61,6 +64,9 @@ class EpochBasedRunner(StockRunner):
         self._seed: int | None = None  # that all ranks have agreed on
         self._given_seed: int | None = None  # that samplers may have been built with
         self._resumed = False  # and the iteration not yet found
+        self._begun: Begun | None = None  # the epoch in whose middle the checkpoint was written
+        self._order: Order | None = None  # of this epoch
+        self._of_ranks: dict[str, Any] = {}  # for the next checkpoint
 
     @property
     def _network(self) -> Any:
@@ -102,7 +108,7 @@ class EpochBasedRunner(StockRunner):
         if not self._resumed:
             return
         self._resumed = False
-        iteration = self._epoch * len(data_loader)
+        iteration = self._epoch * len(data_loader) + (0 if self._begun is None else self._begun.batches)
         if iteration != self._iter:
             self.logger.info(
                 f"iteration {self._iter} of the checkpoint is {iteration} here: {self._epoch} epochs of"
@@ -123,28 +129,33 @@ class EpochBasedRunner(StockRunner):
         self.call_hook("before_train_epoch")
         network = self._network
         self._seed_sampler(data_loader, seed)
-        # A subclass may want to see images converted.
-        moment = Moment(seed, self.epoch, self.iter, self.rank, takes_uint8=type(network) is YOLOX)
         parts = [
             part
             for part in (network, *data_sets_in(getattr(data_loader, "dataset", None)))
             if isinstance(part, TrainingPart)
         ]
-        for part in parts:
-            part.start_epoch(moment)
-        try:
-            with placed(data_loader, self.rank, self.world_size):
-                for i, data_batch in enumerate(data_loader):
-                    self.data_batch = data_batch
-                    self._inner_iter = i
-                    self.call_hook("before_train_iter")
-                    self.run_iter(data_batch, train_mode=True, **kwargs)
-                    self.call_hook("after_train_iter")
-                    del self.data_batch
-                    self._iter += 1
-        finally:
+        begun, self._begun = self._begun, None
+        with placed(data_loader, self.rank, self.world_size, begun) as self._order, contextlib.ExitStack() as ending:
+            if not self._order.kept:
+                self._iter = self.epoch * len(data_loader) + self._order.first
+                self.logger.info(
+                    f"the checkpoint was written in the middle of an epoch with {len(begun.taken) if begun else 0}"
+                    f" processes, or other batches: what is left of it is {len(data_loader) - self._order.first}"
+                    " iterations here"
+                )
+            # A subclass may want to see images converted.
+            moment = Moment(seed, self.epoch, self.iter, self.rank, takes_uint8=type(network) is YOLOX)
             for part in parts:
-                part.end_epoch()
+                part.start_epoch(moment)
+                ending.callback(part.end_epoch)
+            for i, data_batch in enumerate(self._order.batches(data_loader), start=self._order.first):
+                self.data_batch = data_batch
+                self._inner_iter = i
+                self.call_hook("before_train_iter")
+                self.run_iter(data_batch, train_mode=True, **kwargs)
+                self.call_hook("after_train_iter")
+                del self.data_batch
+                self._iter += 1
         self.call_hook("after_train_epoch")
         self._epoch += 1
 
@@ -190,9 +201,9 @@ class EpochBasedRunner(StockRunner):
         create_symlink: bool = True,
     ) -> None:
         """Writes it whole or not at all; see `core.checkpoint.write_whole`."""
-        for hook in self.hooks:
-            if isinstance(hook, DeferredFp16OptimizerHook):
-                hook.save_state(self._started_meta())
+        self._save_scale()
+        of_ranks, self._of_ranks = self._of_ranks, {}
+        meta = {**(meta or {}), **of_ranks}
         out_dir = str(out_dir)
         if "://" in out_dir:  # a store of its own kind, which has no names to change
             super().save_checkpoint(out_dir, filename_tmpl, save_optimizer, meta, create_symlink)
@@ -205,6 +216,40 @@ class EpochBasedRunner(StockRunner):
             ),
             link=create_symlink,
         )
+
+    def _save_scale(self) -> None:
+        for hook in self.hooks:
+            if isinstance(hook, DeferredFp16OptimizerHook):
+                hook.save_state(self._started_meta())
+
+    def gather_ranks(self) -> None:
+        """Called by all ranks before rank 0 saves an epoch's checkpoint: lets it hold in what the others differ."""
+        self._of_ranks = mid_epoch.of_ranks({"state_dict": dict(self._network.named_buffers())})
+
+    def save_mid_epoch(self, link: bool) -> None:
+        """Writes a checkpoint after the iteration that has just been trained; called by all ranks.
+
+        Args:
+            link: whether latest.pth points to it then.
+        """
+        assert self._order is not None
+        averages = [hook for hook in self.hooks if hasattr(hook, "_swap_ema_parameters")]
+        for hook in averages:  # as they are at the end of an epoch, and are put back at the beginning of one
+            hook._swap_ema_parameters()
+        batch_size = getattr(getattr(self.data_loader, "batch_sampler", None), "batch_size", None)
+        parts = {"state_dict": dict(self._network.named_buffers())}
+        of_ranks = mid_epoch.of_ranks(parts, self._order, self.inner_iter + 1, batch_size)
+        if self.rank == 0:
+            self._save_scale()
+            meta = {**self._started_meta(), **of_ranks, "epoch": self.epoch, "iter": self.iter + 1}
+            write_whole(
+                Path(self.work_dir),
+                MID_EPOCH,
+                lambda part: write_checkpoint(self.model, str(part), optimizer=self.optimizer, meta=meta),
+                link=link,
+            )
+        for hook in averages:
+            hook._swap_ema_parameters()
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> Any:
         """As the stock class, and with numpy's numbers in it, too."""
@@ -237,6 +282,11 @@ class EpochBasedRunner(StockRunner):
             raise ValueError(
                 f"{name} has weights, but no epoch and iteration of a training that could go on:"
                 " to begin one with these weights, use load_from"
+            )
+        self._begun, world_size = mid_epoch.take(content)
+        if world_size not in (0, self.world_size):
+            self.logger.info(
+                f"the checkpoint is of {world_size} processes: these {self.world_size} all begin with what rank 0 had"
             )
         weights = content["state_dict"]
         stripped = OrderedDict((re.sub(r"^module\.", "", key), value) for key, value in weights.items())

@@ -9,11 +9,15 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook as StockCheckpointHook
+from mmengine.hooks import EMAHook
 from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.runner.checkpoint import save_checkpoint as stock_save_checkpoint
 
-from ..core.checkpoint import named, newest_checkpoint, numpy_globals, read_newest, write_whole
+from ..core import mid_epoch
+from ..core.checkpoint import MID_EPOCH, epochs_of, named, newest_checkpoint, numpy_globals, read_newest, write_whole
+from ..core.ranks import Parts
 
 
 def allow_own_checkpoints() -> None:
@@ -51,10 +55,25 @@ def save_checkpoint(
     write_whole(path.parent, path.name, lambda part: torch.save(checkpoint, part), link=False)
 
 
+def parts_of_ranks(runner: Runner) -> Parts:
+    """What of a checkpoint may differ from rank to rank, as this one has it: statistics of norms, and their averages,
+    where a checkpoint has them."""
+    network = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    names = {name for name, _ in network.named_buffers()}
+    content: dict[str, Any] = {"state_dict": network.state_dict()}
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            hook.before_save_checkpoint(runner, content)
+    return {
+        part: {name: value for name, value in tensors.items() if name.removeprefix("module.") in names}
+        for part, tensors in content.items()
+    }
+
+
 class CheckpointHook(StockCheckpointHook):
     """The stock class, which removes old checkpoints before it writes the new one, and ends a resumed training at a
     checkpoint that is cut short. Here the new one is there before an old one goes, and the one before a damaged one is
-    used, with an error in the log.
+    used, with an error in the log. The new one also holds in what the other ranks differ, of which stock knows nothing.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -69,6 +88,9 @@ class CheckpointHook(StockCheckpointHook):
             named = Path(str(runner._load_from)).expanduser()
         elif (latest := find_latest_checkpoint(runner.work_dir)) is not None and Path(latest).is_file():
             named = Path(latest)
+            newer = Path(runner.work_dir, MID_EPOCH)
+            if newer.is_file() and epochs_of(named) < epochs_of(newer):
+                named = newer
         elif (newest := newest_checkpoint(Path(runner.work_dir))) is not None:
             named = newest
         else:
@@ -86,7 +108,7 @@ class CheckpointHook(StockCheckpointHook):
             and len(self.keep_ckpt_ids) == self.max_keep_ckpts
         ):
             oldest = self.keep_ckpt_ids.popleft()  # which the new checkpoint says is gone
-        super()._save_checkpoint_with_step(runner, step, meta)
+        super()._save_checkpoint_with_step(runner, step, {**meta, **mid_epoch.of_ranks(parts_of_ranks(runner))})
         if oldest is not None and is_main_process():
             self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(oldest)))
 

@@ -7,14 +7,19 @@ from typing import Any
 import torch
 from mmdet.engine.hooks import SyncNormHook as StockSyncNormHook
 from mmdet.engine.hooks import YOLOXModeSwitchHook as StockModeSwitchHook
+from mmengine.hooks import Hook
 from mmengine.hooks import RuntimeInfoHook as StockRuntimeInfoHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop as StockEpochBasedTrainLoop
+from mmengine.runner import Runner
 
+from ..core.mid_epoch import Stopped, Timing
 from ..core.mixing import check_skip_type_keys, leave_out_steps
 from ..core.schedule import is_closing
 from .history import DeferredHistory, Waiting
+from .loop import EpochBasedTrainLoop
 
 SHORTEST_HISTORY = 10_000  # values
 
@@ -60,7 +65,7 @@ class SyncNormHook(StockSyncNormHook):
     def after_train_epoch(self, runner: Runner) -> None:
         """Where mmengine's loop is going to validate."""
         loop, epoch = runner.train_loop, runner.epoch + 1
-        if runner.val_loop is None or not isinstance(loop, EpochBasedTrainLoop) or epoch < loop.val_begin:
+        if runner.val_loop is None or not isinstance(loop, StockEpochBasedTrainLoop) or epoch < loop.val_begin:
             return
         # The loop decides for this interval when this hook has been called.
         interval = loop.dynamic_intervals[bisect.bisect(loop.dynamic_milestones, epoch + 1) - 1]
@@ -114,3 +119,45 @@ class RuntimeInfoHook(StockRuntimeInfoHook):
         super().after_train_iter(runner, batch_idx, data_batch, others)
         for history in hub.log_scalars.values():
             history.max_length = min(history.max_length, self._length)
+
+
+@HOOKS.register_module()
+class MidEpochCheckpointHook(Hook):
+    """Writes mid_epoch.pth in the middle of epochs, always under that name, and ends the training with one where the
+    process has been told to (`core.mid_epoch.hear`). A resume goes on behind it, bit by bit.
+
+    For the plugin's EpochBasedTrainLoop. Gradients that are being accumulated are in no checkpoint, so it waits for
+    them.
+    """
+
+    priority = "LOWEST"  # when every other hook is done with the iteration
+
+    def __init__(self, iterations: int | None = None, minutes: float | None = None) -> None:
+        """Every so many iterations, minutes, or never but at such an end."""
+        self._timing = Timing(iterations, minutes)
+
+    def before_train(self, runner: Runner) -> None:
+        """Begins to count.
+
+        Raises:
+            TypeError: for another loop.
+        """
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            kind = type(runner.train_loop).__name__
+            raise TypeError(f"MidEpochCheckpointHook is for the plugin's EpochBasedTrainLoop, got {kind}")
+        self._timing.start()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """See mmengine.
+
+        Raises:
+            Stopped: the training has been told to end.
+        """
+        updates = getattr(runner.optim_wrapper, "should_update", None)
+        due = self._timing.due(runner.iter + 1, updates is None or updates())
+        if due:
+            runner.train_loop.save_mid_epoch(batch_idx)
+        if due > 1:
+            raise Stopped(due)

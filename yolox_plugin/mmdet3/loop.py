@@ -1,17 +1,23 @@
 """mmengine's EpochBasedTrainLoop with a random state that a resumed run shares with the one that was stopped."""
 
+import contextlib
 from typing import Any
 
 import torch.distributed as dist
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dist import broadcast_object_list
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from mmengine.runner.loops import EpochBasedTrainLoop as StockEpochBasedTrainLoop
 from torch import nn
 
+from ..core import mid_epoch
+from ..core.checkpoint import MID_EPOCH
 from ..core.mixing import data_sets_in
-from ..core.positions import placed
+from ..core.positions import Begun, Order, placed
 from ..core.seeds import seed_everything
 from ..protocol import Moment, TrainingPart
+from .checkpoints import parts_of_ranks
 
 
 class EpochBasedTrainLoop(StockEpochBasedTrainLoop):
@@ -23,6 +29,9 @@ class EpochBasedTrainLoop(StockEpochBasedTrainLoop):
         super().__init__(*args, **kwargs)
         self._given_seed = self.runner.seed  # that the sampler was built with
         self._seed: int | None = None  # that all ranks have agreed on
+        self._order: Order | None = None  # of this epoch
+        self.begun: Begun | None = None  # the epoch in whose middle the checkpoint was written
+        self.runner.register_hook(_OfRanksHook(self))
 
     def run(self) -> nn.Module:
         """See the stock class."""
@@ -53,15 +62,48 @@ class EpochBasedTrainLoop(StockEpochBasedTrainLoop):
         seed_everything(seed, self.epoch, rank, worker=0)
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
-        parts = self._parts()
-        for part in parts:
-            part.start_epoch(Moment(seed, self.epoch, self.iter, rank))
-        try:
-            with placed(self.dataloader, rank, self.runner.world_size):
-                for idx, data_batch in enumerate(self.dataloader):
-                    self.run_iter(idx, data_batch)
-        finally:
-            for part in parts:
-                part.end_epoch()
+        begun, self.begun = self.begun, None
+        with (
+            placed(self.dataloader, rank, self.runner.world_size, begun) as self._order,
+            contextlib.ExitStack() as ending,
+        ):
+            first = self._order.first
+            if not self._order.kept:
+                self.runner.logger.info(
+                    f"the checkpoint was written in the middle of an epoch with {len(begun.taken) if begun else 0}"
+                    f" processes, or other batches: what is left of it is {len(self.dataloader) - first} iterations"
+                )
+            for part in self._parts():
+                part.start_epoch(Moment(seed, self.epoch, self.iter, rank))
+                ending.callback(part.end_epoch)
+            for idx, data_batch in enumerate(self._order.batches(self.dataloader), start=first):
+                self.run_iter(idx, data_batch)
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
+
+    def save_mid_epoch(self, batch_idx: int) -> None:
+        """Writes a checkpoint after this iteration of the epoch, which has just been trained; called by all ranks."""
+        assert self._order is not None
+        batch_size = getattr(getattr(self.dataloader, "batch_sampler", None), "batch_size", None)
+        of_ranks = mid_epoch.of_ranks(parts_of_ranks(self.runner), self._order, batch_idx + 1, batch_size)
+        meta = {"epoch": self.epoch, "iter": self.iter + 1, **of_ranks}
+        self.runner.save_checkpoint(self.runner.work_dir, MID_EPOCH, meta=meta, by_epoch=False)
+
+
+class _OfRanksHook(Hook):
+    """Takes what a checkpoint holds for this rank, before anything else is taken out of it."""
+
+    priority = "HIGHEST"
+
+    def __init__(self, loop: EpochBasedTrainLoop) -> None:
+        self._loop = loop
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """See mmengine."""
+        if not runner._resume:
+            return
+        self._loop.begun, world_size = mid_epoch.take(checkpoint)
+        if world_size not in (0, runner.world_size):
+            runner.logger.info(
+                f"the checkpoint is of {world_size} processes: these {runner.world_size} all begin with what rank 0 had"
+            )

@@ -82,6 +82,12 @@ def asked_lengths(args: argparse.Namespace, runner: Any, per_epoch: int) -> tupl
     return args.epochs, args.iterations
 
 
+def mid_epoch_option(args: argparse.Namespace) -> str:
+    """The option that asks for checkpoints in the middle of epochs, if there is one."""
+    given = {"--checkpoint-minutes": args.checkpoint_minutes, "--checkpoint-iterations": args.checkpoint_iterations}
+    return next((f"{name}={value:g}" for name, value in given.items() if value is not None), "")
+
+
 def listed(value: Any) -> Sequence[Any]:
     """One thing, or several, as a list."""
     return value if isinstance(value, (list, tuple)) else [value]

@@ -6,7 +6,8 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -17,8 +18,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from .messages import InputError
 from .options import TORCHRUN_OPTIONS
 
-# The process that starts others, for these.
-PARENT = "YOLOX_PLUGIN_PARENT"
+# The process that starts others, for these; and a file of its, in which they say with which status they have ended.
+PARENT, ENDED = "YOLOX_PLUGIN_PARENT", "YOLOX_PLUGIN_ENDED"
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
@@ -62,16 +63,71 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def rank_and_world_size() -> tuple[int, int]:
-    """This process's number, and how many have joined."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
 def interrupted() -> int:
     """The exit status after Ctrl-C. One of several processes leaves it to the command to say so."""
     if not is_child():
         print("error: stopped by SIGINT", file=sys.stderr)
     return 128 + signal.SIGINT
+
+
+# Those by which schedulers tell a job that it has to end.
+ENDING = (signal.SIGTERM, signal.SIGUSR1)
+
+
+@contextlib.contextmanager
+def signals_to(take: Callable[[int], None]) -> Iterator[None]:
+    """Within it, `take` gets the number of a signal to end, once; another one ends this process at once."""
+    before = {number: signal.getsignal(number) for number in ENDING}
+
+    def heard(number: int, _: object) -> None:
+        for each in ENDING:
+            signal.signal(each, signal.SIG_DFL)
+        take(number)
+
+    for number in ENDING:
+        signal.signal(number, heard)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def children() -> list[int]:
+    """The processes that this one has started, and that have not ended."""
+    found = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    return [int(number) for number in found.split()]
+
+
+def tell_ended(status: int) -> None:
+    """Says to the command that this process, of several, has ended with a status; its own is 0, so that torchrun starts
+    none again."""
+    with open(os.environ[ENDED], "ab", buffering=0) as file:
+        file.write(bytes([status]))
+
+
+@contextlib.contextmanager
+def told() -> Iterator[list[int]]:
+    """Within it, processes that this one starts are given each signal to end that it gets, and after it, the list has
+    the status that they have ended with, if they have told one, or else the signal's own."""
+    statuses: list[int] = []
+
+    def hand_on(number: int) -> None:
+        statuses.append(128 + number)
+        for child in children():
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(child, number)
+
+    with os.fdopen(os.memfd_create("yolox_ops"), "r+b") as file, signals_to(hand_on):
+        os.environ[ENDED] = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        # Of the others, torchrun ends its processes at once; this one it would give half a minute.
+        os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGINT,SIGHUP,SIGQUIT")
+        try:
+            yield statuses
+        finally:
+            del os.environ[ENDED]
+            file.seek(0)
+            statuses.extend(file.read())
 
 
 # A process of torchrun's, which finds modules where this one does: after `python -m` in the current folder as well, but

@@ -88,6 +88,14 @@ def positive(text: str) -> int:
     return value
 
 
+def minutes(text: str) -> float:
+    """A number larger than 0, for argparse."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be larger than 0, got {text}")
+    return value
+
+
 def share(text: str) -> float:
     """A number between 0 and 1, for argparse."""
     value = float(text)

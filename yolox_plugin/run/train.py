@@ -6,7 +6,8 @@
     python -m yolox_plugin.train --data-path=mine --model=s --load-from=yolox_s.pth --epochs=30     your own classes
 
 Writes to --work-dir: checkpoints, logs, the config, result.json and curves.png. The exit status is 0 after a complete
-run, 2 if something in the command is wrong (nothing has been written then), and 1 if training failed.
+run, 2 if something in the command is wrong (nothing has been written then), and 1 if training failed. SIGTERM and
+SIGUSR1 let it write a checkpoint after the iteration and end with status 143 and 138; a second one ends it at once.
 """
 
 import argparse
@@ -21,14 +22,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
-from ..core.checkpoint import newest_checkpoint
+from ..core import mid_epoch
+from ..core.checkpoint import MID_EPOCH, newest_checkpoint
+from ..core.ranks import agreed
 from ..hosts import find_host
 from . import folders, initial_weights, launch, report, terminal, where
 from . import start as starting
 from .messages import InputError, warn
-from .options import add_options, add_size_option, options_of, positive, share, user_path, whole
+from .options import add_options, add_size_option, minutes, options_of, positive, share, user_path, whole
 
 # The config, its checks and the training, for the MMDetection that is installed.
 host = importlib.import_module(f".{find_host()}.training", __package__)
@@ -61,6 +62,9 @@ def parser() -> argparse.ArgumentParser:
     add_size_option(options)
     add("--seed", type=whole, default=0, help="default: %(default)s")
     add("--resume", action="store_true", help="go on from the newest checkpoint in --work-dir, if there is one")
+    add("--checkpoint-minutes", type=minutes, metavar="X",
+        help=f"write {MID_EPOCH} every so many minutes; --resume goes on in the middle of the epoch")  # fmt: skip
+    add("--checkpoint-iterations", type=positive, metavar="N", help="the same, every N iterations")
     add("--max-restarts", type=whole, default=0, metavar="N",
         help="when a process ends with an error, start again from the newest checkpoint, N times at most")  # fmt: skip
     return options
@@ -88,28 +92,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             host.read_split(cfg, args.data_path.absolute())
         if args.load_from:
             cfg.load_from = str(work_dir / initial_weights.FILE)
-        if alone or launch.is_child():
-            # What lies in the work directory of a process that is started again is this command's own.
-            train(args, cfg, start, resume=args.resume or given is not None)
-            return 0
+        # What lies in the work directory of a process that is started again is this command's own.
+        resume = args.resume or given is not None
+        several = not alone and not launch.is_child()
+        status = run_several(arguments, args, cfg, start, ready) if several else train(args, cfg, start, resume)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         status = launch.interrupted()
-    else:
-        os.environ |= {START: str(start), starting.CLASSES: json.dumps(list(ready.data.labels))}
-        try:
-            status = launch.run_processes("yolox_plugin.train", arguments, args, cfg.device, args.max_restarts)
-        finally:
-            del os.environ[START], os.environ[starting.CLASSES]
     if status not in (0, 2) and not launch.is_child() and newest_checkpoint(Path(cfg.work_dir)):
         print(f"The same command with --resume goes on from the newest checkpoint in {cfg.work_dir}.", file=sys.stderr)
     return status
 
 
-def train(args: argparse.Namespace, cfg: Any, start: float, resume: bool) -> None:
-    """One process of a training that began at `start`, from the process group to result.json.
+def run_several(
+    arguments: Sequence[str], args: argparse.Namespace, cfg: Any, start: float, ready: starting.Ready
+) -> int:
+    """Trains in processes of their own; the exit status."""
+    os.environ |= {START: str(start), starting.CLASSES: json.dumps(list(ready.data.labels))}
+    try:
+        with launch.told() as told:
+            status = launch.run_processes("yolox_plugin.train", arguments, args, cfg.device, args.max_restarts)
+    finally:
+        del os.environ[START], os.environ[starting.CLASSES]
+    return max(told, default=status)
+
+
+def train(args: argparse.Namespace, cfg: Any, start: float, resume: bool) -> int:
+    """One process of a training that began at `start`, from the process group to result.json. Returns the status to end
+    with.
 
     Raises:
         InputError: for what shows only in the data set; nothing has been written then.
@@ -118,17 +130,19 @@ def train(args: argparse.Namespace, cfg: Any, start: float, resume: bool) -> Non
     with terminal.libraries_kept() as kept, launch.joined(cfg.device) as (rank, world_size):
         training = host.Training(args, cfg, kept)
         with claimed(work_dir, resume, training.text) if rank == 0 else contextlib.nullcontext():
-            outcome = training.run(agreed(newest_checkpoint(work_dir)) if resume else None)
+            try:
+                with launch.signals_to(mid_epoch.hear) if training.can_stop else contextlib.nullcontext():
+                    outcome = training.run(agreed(newest_checkpoint(work_dir)) if resume else None)
+            except mid_epoch.Stopped as stopped:
+                if rank == 0:
+                    print(f"error: stopped by {stopped}, with a checkpoint in {work_dir / MID_EPOCH}", file=sys.stderr)
+                if not launch.is_child():
+                    return stopped.status
+                launch.tell_ended(stopped.status)
+                return 0
             if rank == 0:
                 finish(args, cfg, outcome, world_size, time.time() - start)
-
-
-def agreed(value: Any) -> Any:
-    """Rank 0's, on every rank."""
-    found = [value]
-    if dist.is_initialized():
-        dist.broadcast_object_list(found, src=0)
-    return found[0]
+    return 0
 
 
 @contextlib.contextmanager
@@ -192,5 +206,7 @@ def finish(args: argparse.Namespace, cfg: Any, outcome: report.Outcome, world_si
         print(f"  more workers (--cfg-options {host.MORE_WORKERS}) or a cache of images ({host.CACHE}) help")
     if evaluations and report.accuracy(evaluations[-1], outcome.has_gts)["mAP"] == 0.0:
         print("  nothing was detected in validation: more --epochs help, or --load-from a checkpoint of other data")
+    if (work_dir / MID_EPOCH).exists() and newest_checkpoint(work_dir) != work_dir / MID_EPOCH:
+        (work_dir / MID_EPOCH).unlink()  # of an epoch that has been trained to its end
     saved = "checkpoints, " if newest_checkpoint(work_dir) else ""  # of less than an epoch there is none
     print(f"  in {work_dir}: {saved}logs, config.py, result.json, curves.png", flush=True)

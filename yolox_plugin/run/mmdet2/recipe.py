@@ -4,8 +4,10 @@ import argparse
 from typing import Any
 
 from mmcv import Config
+from mmcv.runner import RUNNERS
 
-from ..configs import data_sets, shrunk
+from ...mmdet2.runner import EpochBasedRunner
+from ..configs import data_sets, mid_epoch_option, shrunk
 from ..image_size import change_sizes
 from ..messages import InputError
 
@@ -17,10 +19,19 @@ def change_size(cfg: Config, side: int) -> None:
     change_sizes(cfg._cfg_dict, pipelines, tests[0] if tests else None, side)
 
 
+def can_stop(cfg: Config) -> bool:
+    """Whether this config's training writes checkpoints in the middle of an epoch."""
+    kind = RUNNERS.get(cfg.runner.type)
+    return kind is not None and issubclass(kind, EpochBasedRunner)
+
+
 def check_recipe(args: argparse.Namespace, cfg: Config) -> None:
     """Raises InputError for what MMDetection's runners do not do, or do without a word."""
     if len(cfg.workflow) != 1 or cfg.workflow[0][0] != "train":
         raise InputError(f"the config's workflow must be [('train', 1)], got {cfg.workflow}: `evaluation` is for val")
+    option = mid_epoch_option(args)
+    if option and not can_stop(cfg):
+        raise InputError(f"{option} is for the plugin's EpochBasedRunner, got the config's {cfg.runner.type}")
     lr: Any = cfg.lr_config or {}
     if args.epochs and {"periods", "total_steps"}.intersection(lr):
         raise InputError(

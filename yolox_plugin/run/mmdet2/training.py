@@ -34,7 +34,7 @@ from . import checks as parts
 from .config import adopt_classes, load_config, read_split
 from .data import sources
 from .log import initialization_logged, read_log, seed_of
-from .recipe import change_size, check_lengths, check_recipe, log_often, schedule
+from .recipe import can_stop, change_size, check_lengths, check_recipe, log_often, schedule
 
 __all__ = ["CACHE", "MORE_WORKERS", "Training", "check", "check_data", "configure", "describe", "read_split"]
 
@@ -206,6 +206,7 @@ class Training:
         log_often(cfg, min(min(length, iterations or length) // 20, per_epoch))
         self.model = parts.check_model(cfg)
         self.iterations = iterations
+        self.can_stop = can_stop(cfg)
         self.text = text_of(cfg.items())
 
     def run(self, newest: Path | None) -> report.Outcome:
@@ -229,6 +230,12 @@ class Training:
         meta = {**about, "seed": args.seed, "config": self.text}
         if cfg.checkpoint_config is not None:
             cfg.checkpoint_config.meta = about
+        if self.can_stop:
+            cfg.custom_hooks.append({
+                "type": "MidEpochCheckpointHook", "iterations": args.checkpoint_iterations,
+                "minutes": args.checkpoint_minutes, "priority": "LOWEST",
+                "create_symlink": (cfg.checkpoint_config or {}).get("create_symlink", True),
+            })  # fmt: skip
         if self.iterations:
             cfg.custom_hooks.append({"type": "StopHook", "iterations": self.iterations, "priority": "LOWEST"})
         kept: list[Any] = []

@@ -19,7 +19,8 @@ from mmengine.utils import ProgressBar
 from torch import Tensor
 
 from ...core.checkpoint import read_checkpoint
-from .. import annotations, checks, launch, report
+from ...core.ranks import rank_and_world_size
+from .. import annotations, checks, report
 from ..annotations import Source
 from ..configs import heads_of
 from ..messages import InputError
@@ -119,7 +120,7 @@ class Evaluation:
     @torch.no_grad()
     def _samples(self) -> Iterator[Any]:
         """This process's images with what is found in them, of which the evaluator has had all."""
-        rank, world_size = launch.rank_and_world_size()
+        rank, world_size = rank_and_world_size()
         total = len(self.dataset)
         device = self.cfg.device
         if device != "cpu":
@@ -142,7 +143,7 @@ class Evaluation:
     def figures(self, found: list[Any]) -> dict[str, float | None]:
         """COCO's figures, of what `detect` has found and the evaluator has had; on rank 0."""
         figures = self.evaluator.evaluate(len(self.dataset))
-        if launch.rank_and_world_size()[0] > 0:
+        if rank_and_world_size()[0] > 0:
             return {}
         has_gts = all(map(annotations.has_gts, sources(self.cfg, ["test"])))
         return report.accuracy({name.rpartition("/")[2]: value for name, value in figures.items()}, has_gts)

@@ -4,8 +4,10 @@ import argparse
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import LOOPS
 
-from ..configs import data_sets, listed, shrunk
+from ...mmdet3.loop import EpochBasedTrainLoop
+from ..configs import data_sets, listed, mid_epoch_option, shrunk
 from ..image_size import change_sizes
 from ..messages import InputError
 from .config import SPLITS
@@ -30,12 +32,21 @@ def counts_epochs(cfg: Config) -> bool:
     return "max_epochs" in cfg.train_cfg
 
 
+def can_stop(cfg: Config) -> bool:
+    """Whether this config's training writes checkpoints in the middle of an epoch."""
+    kind = LOOPS.get(cfg.train_cfg.get("type") or "EpochBasedTrainLoop")
+    return counts_epochs(cfg) and kind is not None and issubclass(kind, EpochBasedTrainLoop)
+
+
 def check_recipe(args: argparse.Namespace, cfg: Config) -> None:
     """Raises InputError for what mmengine's loops do not do, or do without a word."""
     for key in ("max_epochs" if counts_epochs(cfg) else "max_iters", "val_interval"):
         length = cfg.train_cfg.get(key, 1)
         if type(length) is not int or length < 1:
             raise InputError(f"the config's train_cfg.{key} must be a whole number of 1 or more, got {length!r}")
+    option = mid_epoch_option(args)
+    if option and not can_stop(cfg):
+        raise InputError(f"{option} is for the plugin's EpochBasedTrainLoop, which the config's train_cfg does not use")
     for scheduler in listed(cfg.param_scheduler):
         if args.epochs and FIXED.intersection(scheduler):
             raise InputError(f"--epochs cannot shorten the config's {scheduler.type}: change its lengths there")

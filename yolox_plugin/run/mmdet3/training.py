@@ -20,8 +20,9 @@ from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 from torch import nn
 
 from ...core.checkpoint import newest_checkpoint
+from ...core.ranks import rank_and_world_size
 from ...mmdet3.detector import YOLOX
-from .. import annotations, checks, folders, launch, report, start, where
+from .. import annotations, checks, folders, report, start, where
 from ..annotations import Checked
 from ..configs import asked_lengths, heads_of, in_words, length_of, listed, text_of
 from ..messages import InputError, described
@@ -31,7 +32,7 @@ from . import checks as parts
 from .config import adopt_classes, load_config, read_split
 from .data import sources
 from .log import read_log
-from .recipe import change_size, check_recipe, counts_epochs, log_often, schedule
+from .recipe import can_stop, change_size, check_recipe, counts_epochs, log_often, schedule
 
 __all__ = ["CACHE", "MORE_WORKERS", "Training", "check", "check_data", "configure", "describe", "read_split"]
 
@@ -226,7 +227,7 @@ class Training:
             InputError: for what shows only in the data set.
         """
         self.args, self.cfg, self.kept = args, cfg, kept
-        self.rank, self.world_size = launch.rank_and_world_size()
+        self.rank, self.world_size = rank_and_world_size()
         self.loader = build_loader(args, cfg)
         by_epoch = counts_epochs(cfg)
         # Of a loader that never ends, as trainings without epochs have, an epoch is once through the data set.
@@ -236,6 +237,7 @@ class Training:
         length = cfg.train_cfg.max_epochs * self.per_epoch if by_epoch else cfg.train_cfg.max_iters
         log_often(cfg, min(min(length, self.iterations or length) // 20, self.per_epoch))
         self.model = parts.check_model(cfg)
+        self.can_stop = can_stop(cfg)
         self.text = text_of(cfg.to_dict().items())
 
     def run(self, newest: Path | None) -> report.Outcome:
@@ -251,6 +253,11 @@ class Training:
         if is_main:  # the others write no checkpoints
             labels = list(annotations.labels_of(sources(cfg, ["train"])))
             hooks.append({"type": "LabelsHook", "labels": labels})
+        if self.can_stop:
+            hooks.append({
+                "type": "MidEpochCheckpointHook", "iterations": args.checkpoint_iterations,
+                "minutes": args.checkpoint_minutes,
+            })  # fmt: skip
         if self.iterations:
             hooks.append({"type": "StopHook", "iterations": self.iterations})
         first = FirstBatchHook()

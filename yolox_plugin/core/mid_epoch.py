@@ -1,0 +1,118 @@
+"""Checkpoints in the middle of an epoch: when one is written, and what it holds beside what an epoch's does."""
+
+import signal
+import time
+from typing import Any
+
+from torch import Tensor
+
+from .positions import Begun, Order
+from .ranks import Agreement, Parts, differences, gathered, rank_and_world_size
+from .seeds import random_state
+
+# Of what a rank wants, the larger counts: nothing, a checkpoint, or as its number says a signal's, one and an end.
+_NOTHING, _CHECKPOINT = 0, 1
+
+
+class Stopped(Exception):
+    """The training has been told to end, and has written a checkpoint."""
+
+    def __init__(self, number: int) -> None:
+        """Of the signal with this number."""
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number  # as a shell tells of whoever was ended by it
+
+
+class Timing:
+    """When the next checkpoint in the middle of an epoch is due; the same on all ranks."""
+
+    def __init__(self, iterations: int | None, minutes: float | None) -> None:
+        """Every so many iterations, minutes, or never but after a signal.
+
+        Raises:
+            ValueError: for a number that is not larger than 0.
+        """
+        for name, value in (("iterations", iterations), ("minutes", minutes)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be larger than 0, got {value!r}")
+        self._iterations, self._minutes = iterations, minutes
+        self._agreement: Agreement | None = None
+        self._written = time.monotonic()
+        self._wanted = _NOTHING
+
+    def start(self) -> None:
+        """Begins to count."""
+        self._agreement, self._written = Agreement(), time.monotonic()
+
+    def due(self, iteration: int, can_be_written: bool) -> int:
+        """0 if none is after this iteration, which the whole training counts from 1; else 1, or a signal's number if
+        the training is to end with it.
+
+        Args:
+            can_be_written: what is due waits until it can be, for the end of an accumulation of gradients.
+        """
+        if self._agreement is None:
+            self.start()
+            return self.due(iteration, can_be_written)
+        by_clock = self._minutes is not None and time.monotonic() - self._written > 60 * self._minutes
+        wanted = max(heard(), _CHECKPOINT if by_clock and rank_and_world_size()[0] == 0 else _NOTHING)
+        self._wanted = max(self._wanted, self._agreement.exchange(wanted))
+        if self._iterations is not None and iteration % self._iterations == 0:
+            self._wanted = max(self._wanted, _CHECKPOINT)
+        if not can_be_written:
+            return _NOTHING
+        due, self._wanted = self._wanted, _NOTHING
+        if due:
+            self._written = time.monotonic()
+        return due
+
+
+_heard = 0
+
+
+def heard() -> int:
+    """The number of the signal that has asked this process to end, or 0."""
+    return _heard
+
+
+def hear(number: int) -> None:
+    """Ends the training at the next iteration, as a signal of this number does."""
+    global _heard
+    _heard = number
+
+
+def of_ranks(
+    parts: Parts, order: Order | None = None, batches: int = 0, batch_size: int | None = None
+) -> dict[str, Any]:
+    """What all ranks together add to a checkpoint's meta; every rank must ask for it.
+
+    Args:
+        parts: tensors of the checkpoint in which the ranks may differ, as this one has them.
+        order: that of the epoch, in whose middle the checkpoint is, after so many batches of this size.
+    """
+    ranks: list[dict[str, Any]] = [{"parts": found} for found in differences(parts)]
+    if order is None:
+        return {"ranks": ranks} if any(any(rank["parts"].values()) for rank in ranks) else {}
+    own = gathered((random_state(), order.taken(batches, batch_size)))
+    for rank, (random, taken) in zip(ranks, own, strict=True):
+        rank |= {"random": random, "taken": taken}
+    return {"ranks": ranks, "mid_epoch": batches}
+
+
+def take(content: dict[str, Any]) -> tuple[Begun | None, int]:
+    """Takes what a checkpoint holds for this rank, into its parts, out of its meta; by all ranks alike.
+
+    Returns:
+        The epoch in whose middle it was written, and of how many ranks it is; 0 if nobody knows.
+    """
+    meta = content.get("meta") or {}
+    ranks, batches = meta.pop("ranks", []), meta.pop("mid_epoch", None)
+    rank, world_size = rank_and_world_size()
+    mine = ranks[rank] if len(ranks) == world_size else None
+    if mine is not None:
+        for part, tensors in mine["parts"].items():
+            content[part].update(tensors)
+    if batches is None:
+        return None, len(ranks)
+    taken: list[Tensor] = [other["taken"].cpu() for other in ranks]
+    return Begun(batches, taken, mine and mine["random"]), len(ranks)
