@@ -6,6 +6,7 @@ import copy
 import errno
 import inspect
 import io
+import itertools
 import logging
 import os
 import random
@@ -21,12 +22,22 @@ import mmdet
 import numpy as np
 import pytest
 import torch
-from mmcv.runner import build_optimizer, build_runner
+from mmcv.runner import Hook, build_optimizer, build_runner
 from tiny2 import write_config
+from torch.utils.data import DataLoader
 
 import yolox_plugin  # noqa: F401  registers its classes
-from yolox_plugin.core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint
+from yolox_plugin.core import mid_epoch
+from yolox_plugin.core.checkpoint import (
+    DamagedCheckpoint,
+    UnsafeCheckpoint,
+    newest_checkpoint,
+    read_checkpoint,
+    read_newest,
+)  # fmt: skip
 from yolox_plugin.core.sgd import SGD
+from yolox_plugin.mmdet2.hooks import MidEpochCheckpointHook
+from yolox_plugin.mmdet2.runner import EpochBasedRunner
 from yolox_plugin.run.demo_data import make_dataset
 
 TRAIN = Path(mmdet.__file__).parent / ".mim/tools/train.py"
@@ -46,8 +57,8 @@ class Net(torch.nn.Module):
         return {"loss": loss, "log_vars": {"loss": loss.detach()}, "num_samples": len(data)}
 
 
-def new_runner(work_dir, max_epochs, checkpoints=None, lr=None, meta=None):
-    model = Net()
+def new_runner(work_dir, max_epochs, checkpoints=None, lr=None, meta=None, model=Net, optimizer=None):
+    model, hook = model(), optimizer
     optimizer = build_optimizer(model, {"type": "SGD", "lr": 0.01, "momentum": 0.9})
     runner = build_runner(
         {"type": "EpochBasedRunner", "max_epochs": max_epochs},
@@ -60,7 +71,7 @@ def new_runner(work_dir, max_epochs, checkpoints=None, lr=None, meta=None):
         },
     )
     runner.register_training_hooks(
-        lr or {"policy": "step", "step": [3]}, {"grad_clip": None}, {"interval": 1, **(checkpoints or {})},
+        lr or {"policy": "step", "step": [3]}, hook or {"grad_clip": None}, {"interval": 1, **(checkpoints or {})},
         {"interval": 2, "hooks": []}, custom_hooks_config=[dict(EMA)],
     )  # fmt: skip
     return runner
@@ -91,6 +102,138 @@ def test_resume_continues_as_if_nothing_had_happened(tmp_path, killed_after):
         resumed.optimizer.state_dict()["state"].values(), expected.optimizer.state_dict()["state"].values(), strict=True
     ):
         assert torch.equal(mine["momentum_buffer"], other["momentum_buffer"])
+
+
+class Drawing(Net):
+    """Whose training draws, as dropout does."""
+
+    def train_step(self, data, optimizer):
+        return super().train_step(data + torch.rand_like(data) + random.random() + np.random.random(), optimizer)
+
+
+class StopAfter(Hook):
+    """Has the process told to end in this iteration, counted from 1."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def before_train_iter(self, runner):
+        if runner.iter + 1 == self.iteration:
+            mid_epoch.hear(signal.SIGTERM)
+
+
+@pytest.fixture
+def unheard():
+    yield
+    mid_epoch.hear(0)
+
+
+def mid_epoch_runner(work_dir, epochs=3, stop=None, model=Drawing, **options):
+    runner = new_runner(work_dir, epochs, model=model)
+    runner.register_hook(StopAfter(stop), "HIGHEST")
+    runner.register_hook(MidEpochCheckpointHook(**options), "LOWEST")
+    return runner
+
+
+def batches_of():
+    """Of a data set that is shuffled in every epoch; 5 in each."""
+    data = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    return DataLoader(data, 6, shuffle=True)
+
+
+def state_of(runner):
+    moments = [entry["momentum_buffer"] for entry in runner.optimizer.state_dict()["state"].values()]
+    return [*runner.model.state_dict().values(), *moments]
+
+
+@pytest.mark.parametrize("kind", [batches_of, lambda: [torch.randn(6, 4) for _ in range(5)]], ids=["loader", "list"])
+def test_a_training_that_is_told_to_end_goes_on_bit_by_bit(tmp_path, kind, unheard):
+    """Wherever in an epoch that is, its last iteration too; of a model that draws, with averages of its weights."""
+    torch.manual_seed(1)
+    loader = kind()
+    whole = mid_epoch_runner(tmp_path / "whole")
+    whole.run([loader], [("train", 1)])
+    for stop in (1, 4, 5, 6, 8, 10, 11):
+        work_dir = tmp_path / str(stop)
+        with pytest.raises(mid_epoch.Stopped, match="SIGTERM") as stopped:
+            mid_epoch_runner(work_dir, stop=stop).run([loader], [("train", 1)])
+        assert stopped.value.status == 143
+        mid_epoch.hear(0)
+        assert newest_checkpoint(work_dir) == work_dir / "latest.pth"
+        assert (work_dir / "latest.pth").resolve().name == "mid_epoch.pth"
+        resumed = mid_epoch_runner(work_dir)
+        resumed.resume(work_dir / "latest.pth")
+        assert (resumed.epoch, resumed.iter) == ((stop - 1) // 5, stop)
+        resumed.run([loader], [("train", 1)])
+        assert resumed.iter == whole.iter == 15
+        assert all(torch.equal(*pair) for pair in zip(state_of(resumed), state_of(whole), strict=True)), stop
+        assert (work_dir / "latest.pth").resolve().name == "epoch_3.pth"
+        assert "ranks" not in resumed.meta and "mid_epoch" not in resumed.meta
+
+
+def test_what_is_evaluated_of_a_checkpoint_in_the_middle_are_the_averages(tmp_path, unheard):
+    """As of one at the end of an epoch."""
+    runner = mid_epoch_runner(tmp_path, stop=3)
+    with pytest.raises(mid_epoch.Stopped):
+        runner.run([batches_of()], [("train", 1)])
+    content = read_checkpoint(tmp_path / "mid_epoch.pth")["state_dict"]
+    weights = runner.model.state_dict()
+    for name in ("net.0.weight", "net.1.running_mean"):
+        average = f"ema_{name.replace('.', '_')}"
+        assert torch.equal(content[name], weights[average]) and torch.equal(content[average], weights[name])
+        assert not torch.equal(content[name], content[average])
+
+
+@pytest.mark.parametrize(
+    ("options", "written"), [({"iterations": 2}, [2, 4, 6, 8]), ({"minutes": 1.5}, [3, 6, 9]), ({}, [])]
+)
+def test_when_they_are_written(tmp_path, monkeypatch, options, written):
+    """By a clock on which each iteration takes half a minute and a bit."""
+    clock = itertools.count()
+    monkeypatch.setattr(mid_epoch.time, "monotonic", lambda: 31.0 * next(clock))
+    found = []
+    monkeypatch.setattr(EpochBasedRunner, "save_mid_epoch", lambda runner, link: found.append(runner.iter + 1))
+    runner = mid_epoch_runner(tmp_path, epochs=2, **options)
+    runner.run([batches_of()], [("train", 1)])
+    assert found[: len(written)] == written
+    assert bool(found) == bool(written)
+
+
+def test_no_checkpoint_while_gradients_are_accumulated(tmp_path, unheard):
+    """They are in none: it is written when the weights have changed."""
+    runner = new_runner(tmp_path, 1, model=Drawing, optimizer={"type": "GradientCumulativeOptimizerHook",
+                                                               "cumulative_iters": 2})  # fmt: skip
+    runner.register_hook(StopAfter(3), "HIGHEST")
+    runner.register_hook(MidEpochCheckpointHook(), "LOWEST")
+    with pytest.raises(mid_epoch.Stopped):
+        runner.run([batches_of()], [("train", 1)])
+    assert read_checkpoint(tmp_path / "mid_epoch.pth")["meta"]["iter"] == 4
+
+
+def test_which_checkpoint_is_the_newest(tmp_path, unheard):
+    with pytest.raises(mid_epoch.Stopped):
+        mid_epoch_runner(tmp_path, stop=8).run([batches_of()], [("train", 1)])
+    middle, first, latest = (tmp_path / name for name in ("mid_epoch.pth", "epoch_1.pth", "latest.pth"))
+    latest.unlink()
+    assert newest_checkpoint(tmp_path) == middle
+    kept = middle.read_bytes()
+    later = tmp_path / "epoch_2.pth"
+    later.write_bytes(first.read_bytes())
+    assert newest_checkpoint(tmp_path) == later
+    later.write_bytes(b"cut short")  # then the one in the middle is the next
+    told = []
+    assert read_newest(later, told.append)[0] == middle and len(told) == 1
+    later.unlink()
+    middle.write_bytes(kept[:1000])
+    assert newest_checkpoint(tmp_path) == middle  # so that it is reported
+    assert read_newest(middle, told.append)[0] == first and len(told) == 2
+
+
+@pytest.mark.parametrize("name", ["iterations", "minutes"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_how_often_must_be_larger_than_nothing(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be larger than 0, got {value}"):
+        MidEpochCheckpointHook(**{name: value})
 
 
 def test_the_seed_of_the_checkpoint_outlives_that_of_the_command_line(tmp_path):

@@ -78,15 +78,18 @@ class Order:
         begun, place = self._begun, PlacedSampler(batches.sampler, rank, world_size)
         if begun is not None:
             with state_kept():
+                torch.empty((), dtype=torch.int64).random_()  # as a loader does before it asks for the order
                 whole = list(batches.sampler)
-            mine = begun.taken[rank].tolist() if len(begun.taken) == world_size else None
-            self.kept = all(gathered(mine is not None and mine == whole[: len(mine)]))
-            if self.kept and mine is not None:
-                place.go_on(whole[len(mine) :], mine, len(mine) * world_size, self._restore)
+            mine = begun.taken[rank].tolist() if len(begun.taken) == world_size else []
+            full = len(mine) % batches.batch_size == 0 or len(mine) == len(whole)
+            self.kept = all(gathered(len(begun.taken) == world_size and full and mine == whole[: len(mine)]))
+            if self.kept:
+                rest, seen = whole[len(mine) :], mine
             else:
                 rest, seen = dealt(gathered(whole), begun.taken, rank, world_size, _multiple(batches))
-                self.first = max(len(batches) - -(-len(rest) // batches.batch_size), 0)
-                place.go_on(rest, seen if rank == 0 else [], len(seen), self._restore)
+            left = len(rest) // batches.batch_size if batches.drop_last else -(-len(rest) // batches.batch_size)
+            self.first = max(len(batches) - left, 0)
+            place.go_on(rest, seen if self.kept or rank == 0 else [], sum(map(len, begun.taken)), self._restore)
         self._sampler = place
         return place
 

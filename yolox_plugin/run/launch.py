@@ -120,8 +120,6 @@ def told() -> Iterator[list[int]]:
 
     with os.fdopen(os.memfd_create("yolox_ops"), "r+b") as file, signals_to(hand_on):
         os.environ[ENDED] = f"/proc/{os.getpid()}/fd/{file.fileno()}"
-        # Of the others, torchrun ends its processes at once; this one it would give half a minute.
-        os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGINT,SIGHUP,SIGQUIT")
         try:
             yield statuses
         finally:
@@ -155,6 +153,9 @@ def run_processes(module: str, arguments: Sequence[str], args: argparse.Namespac
     try:
         program = [sys.executable, "-u", "-c", CHILD.format(path=sys.path, module=module)]
         options = torchrun.parse_args([*command, "--no-python", *program, *arguments])  # type: ignore[no-untyped-call]
+        if ENDED in os.environ and hasattr(options, "signals_to_handle"):
+            # On SIGTERM torchrun would give its processes half a minute; an older one does.
+            options.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
         torchrun.run(options)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
