@@ -13,6 +13,10 @@ Results = dict[str, Any]
 Decode = Callable[[bytes], Array | None]
 
 
+class UnreadableImage(ValueError):
+    """A file that should be an image is none."""
+
+
 class Deferred:
     """What stands for an array of pixels under `results["img"]` until a step needs the array."""
 
@@ -89,12 +93,12 @@ class EncodedImage(Deferred):
         """See `Deferred`.
 
         Raises:
-            ValueError: if this is not an image.
+            UnreadableImage: this is none.
         """
         if self._pixels is None:
             self._pixels = self._decode(self._data) if self._data else None
             if self._pixels is None:
-                raise ValueError(f"{self._name} is no readable image ({len(self._data)} bytes)")
+                raise UnreadableImage(f"{self._name} is no readable image ({len(self._data)} bytes)")
             if self._keep is not None:
                 self._keep(self._pixels)
         return self._pixels

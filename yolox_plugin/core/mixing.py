@@ -9,7 +9,18 @@ import numpy as np
 from torch.utils.data import get_worker_info
 
 from .cache import ImageCache, file_stamp
-from .images import Decode, DecodedImage, Deferred, EncodedImage, Results, decode, in_planes, is_colour, unmirrored
+from .images import (
+    Decode,
+    DecodedImage,
+    Deferred,
+    EncodedImage,
+    Results,
+    UnreadableImage,
+    decode,
+    in_planes,
+    is_colour,
+    unmirrored,
+)
 from .positions import PlacedIndex
 from .workers import Announcements
 
@@ -53,6 +64,9 @@ class Mixing:
     _gentle: Collection[type]
     # The step that makes a tensor of the image.
     _formatting: type
+
+    # Whether samples of images that cannot be read are left out, and others taken.
+    skip_unreadable: bool = False
 
     _announcements: Announcements
     _cache: ImageCache | None
@@ -142,7 +156,16 @@ class Mixing:
         return self._made(index, [name for name, out in zip(self.pipeline_types, left_out, strict=False) if out])
 
     def _made(self, index: int, skipped: Collection[Any]) -> Any:
-        """A sample without the steps of these types."""
+        """A sample without the steps of these types; if it cannot be read, and the user wants that, another one."""
+        for _ in range(self.max_refetch if self.skip_unreadable else 0):
+            try:
+                return self._made_of(index, skipped)
+            except (OSError, UnreadableImage):
+                self._announcements.count_unreadable()
+                index = int(np.random.randint(len(self.dataset)))
+        return self._made_of(index, skipped)
+
+    def _made_of(self, index: int, skipped: Collection[Any]) -> Any:
         sample = self._load(index)
         for transform, name in zip(self.pipeline, self.pipeline_types, strict=False):  # as far as both go, as stock
             if name in skipped:

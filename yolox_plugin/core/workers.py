@@ -24,6 +24,7 @@ class Announcements:
     def __init__(self) -> None:
         self._left_out = _shared(torch.zeros(MOST_STEPS, dtype=torch.bool))
         self._moment = _shared(torch.full((3,), -1))
+        self._unreadable = _shared(torch.zeros(1, dtype=torch.int64))
         self._followed: list[int] = []
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -31,6 +32,7 @@ class Announcements:
         self.__dict__.update(state)
         _shared(self._left_out)
         _shared(self._moment)
+        _shared(self._unreadable)
 
     def start_epoch(self, seed: int, epoch: int, rank: int) -> None:
         """From now on each sample draws from (seed, epoch, its position), and one that does not know its position from
@@ -40,6 +42,15 @@ class Announcements:
     def end_epoch(self) -> None:
         """Workers that start from now on draw as the host has seeded them."""
         self._moment.fill_(-1)
+
+    def count_unreadable(self) -> None:
+        """One more sample has been left out, as an image could not be read."""
+        self._unreadable += 1
+
+    @property
+    def unreadable(self) -> int:
+        """How many have been, by all workers; one that two count at the same time may be missing."""
+        return int(self._unreadable)
 
     def leave_out(self, steps: Sequence[bool]) -> None:
         """Says of each step of the pipeline whether it is left out.

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import ctypes
+import datetime
 import os
 import signal
 import sys
@@ -31,8 +32,12 @@ def is_child() -> bool:
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[tuple[int, int]]:
-    """With the other processes that torchrun started, if there are any: the rank and how many they are."""
+def joined(device: str, minutes: float | None = None) -> Iterator[tuple[int, int]]:
+    """With the other processes that torchrun started, if there are any: the rank and how many they are.
+
+    Args:
+        minutes: that one waits for another.
+    """
     if is_child():
         end_with_parent()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -41,7 +46,8 @@ def joined(device: str) -> Iterator[tuple[int, int]]:
         return
     if device != "cpu":
         getattr(torch, device).set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group(BACKENDS[device])
+    timeout = None if minutes is None else datetime.timedelta(minutes=minutes)
+    dist.init_process_group(BACKENDS[device], timeout=timeout)
     # A thread of gloo's that still holds a tensor when Python ends aborts the process (pytorch/pytorch#190489). After
     # an error that ends this process alone, leaving might wait for the others for ever.
     try:

@@ -24,10 +24,12 @@ from typing import Any
 
 from ..core import mid_epoch
 from ..core.checkpoint import MID_EPOCH, newest_checkpoint
-from ..core.ranks import agreed
+from ..core.mixing import Mixing, data_sets_in
+from ..core.ranks import agreed, gathered
 from ..hosts import find_host
 from . import folders, initial_weights, launch, report, terminal, where
 from . import start as starting
+from .failures import sentence_about
 from .messages import InputError, warn
 from .options import add_options, add_size_option, minutes, options_of, positive, share, user_path, whole
 
@@ -65,6 +67,10 @@ def parser() -> argparse.ArgumentParser:
     add("--checkpoint-minutes", type=minutes, metavar="X",
         help=f"write {MID_EPOCH} every so many minutes; --resume goes on in the middle of the epoch")  # fmt: skip
     add("--checkpoint-iterations", type=positive, metavar="N", help="the same, every N iterations")
+    add("--skip-unreadable", action="store_true",
+        help="train on other images in the place of those that cannot be read any more, and say how many")  # fmt: skip
+    add("--timeout-minutes", type=minutes, metavar="X",
+        help="end when a process has waited so long for another one (default: torch's)")  # fmt: skip
     add("--max-restarts", type=whole, default=0, metavar="N",
         help="when a process ends with an error, start again from the newest checkpoint, N times at most")  # fmt: skip
     return options
@@ -101,6 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         status = launch.interrupted()
+    except Exception as error:
+        sentence = sentence_about(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        status = 1
     if status not in (0, 2) and not launch.is_child() and newest_checkpoint(Path(cfg.work_dir)):
         print(f"The same command with --resume goes on from the newest checkpoint in {cfg.work_dir}.", file=sys.stderr)
     return status
@@ -127,10 +139,13 @@ def train(args: argparse.Namespace, cfg: Any, start: float, resume: bool) -> int
         InputError: for what shows only in the data set; nothing has been written then.
     """
     work_dir = Path(cfg.work_dir)
-    with terminal.libraries_kept() as kept, launch.joined(cfg.device) as (rank, world_size):
+    with terminal.libraries_kept() as kept, launch.joined(cfg.device, args.timeout_minutes) as (rank, world_size):
         training = host.Training(args, cfg, kept)
         with claimed(work_dir, resume, training.text) if rank == 0 else contextlib.nullcontext():
             try:
+                for part in data_sets_in(training.dataset):
+                    if isinstance(part, Mixing):
+                        part.skip_unreadable = args.skip_unreadable
                 with launch.signals_to(mid_epoch.hear) if training.can_stop else contextlib.nullcontext():
                     outcome = training.run(agreed(newest_checkpoint(work_dir)) if resume else None)
             except mid_epoch.Stopped as stopped:
@@ -140,9 +155,16 @@ def train(args: argparse.Namespace, cfg: Any, start: float, resume: bool) -> int
                     return stopped.status
                 launch.tell_ended(stopped.status)
                 return 0
+            if unreadable := sum(gathered(unreadable_in(training.dataset))):
+                warn(f"{unreadable} samples had an image that could not be read: others were taken")
             if rank == 0:
                 finish(args, cfg, outcome, world_size, time.time() - start)
     return 0
+
+
+def unreadable_in(dataset: Any) -> int:
+    """How many samples have been left out, as --skip-unreadable wants it."""
+    return sum(part._announcements.unreadable for part in data_sets_in(dataset) if isinstance(part, Mixing))
 
 
 @contextlib.contextmanager

@@ -229,6 +229,7 @@ class Training:
         self.args, self.cfg, self.kept = args, cfg, kept
         self.rank, self.world_size = rank_and_world_size()
         self.loader = build_loader(args, cfg)
+        self.dataset = self.loader.dataset
         by_epoch = counts_epochs(cfg)
         # Of a loader that never ends, as trainings without epochs have, an epoch is once through the data set.
         self.per_epoch: int = len(self.loader)
