@@ -2,7 +2,7 @@
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 BIN := .venv/bin
 
-.PHONY: demo test test-mmdet2 test-mmdet3 test-onedl test-gpu test-npu test-npu-old test-torch test-torch-newest test-sanitize lint bench bench-npu measure figures aarch64 test-aarch64 clean
+.PHONY: demo test test-mmdet2 test-mmdet3 test-faults test-onedl test-gpu test-npu test-npu-old test-torch test-torch-newest test-sanitize lint bench bench-npu measure figures aarch64 test-aarch64 clean
 
 .venv/ready: $(SOURCES) scripts/setup_env.sh
 	@bash scripts/setup_env.sh
@@ -22,7 +22,7 @@ demo: .venv/ready
 test: test-npu test-mmdet2 test-mmdet3
 
 # Up to four tests at once, each with one thread: more threads than cores wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal --durations=10
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal --durations=10 --ignore=tests/faults
 
 test-mmdet2: .venv/full
 	@echo "== MMDetection 2.28.2"
@@ -31,6 +31,13 @@ test-mmdet2: .venv/full
 test-mmdet3: .venv/full
 	@echo "== MMDetection 3.3.0"
 	$(MMDET3) $(PYTEST) tests/core tests/mmdet3 tests/run
+
+# Kills, full disks, two machines, malformed inputs, random operands, in the numbers that the docs name; hours of some
+# machines' time, and root. Not part of `make test`.
+FAULTS := OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults --hypothesis-profile=faults -n 2 --dist worksteal -rA
+test-faults: .venv/full
+	$(FAULTS)
+	$(MMDET3) $(FAULTS)
 
 # Where there is a GPU; not part of `make test`, in which no test sees one.
 test-gpu: .venv/full

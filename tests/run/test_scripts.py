@@ -223,7 +223,7 @@ def test_a_killed_rank_changes_no_bit(data, tmp_path):
             finally:
                 process.kill()
         resumed = re.findall(r"resumed epoch:? \d+, iter:? (\d+)", log.read_text())
-        assert len(resumed) == killed and all(int(iteration) % 4 for iteration in resumed)
+        assert len(resumed) == killed and all(int(iteration) > 12 for iteration in resumed)
         checkpoints[killed] = torch.load(newest_checkpoint(work_dir))
         assert json.loads((work_dir / "result.json").read_text())["devices"] == 2
         epochs = [line["epoch"] for line in trainings_in(work_dir)]

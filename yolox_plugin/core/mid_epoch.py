@@ -51,9 +51,7 @@ class Timing:
         Args:
             can_be_written: what is due waits until it can be, for the end of an accumulation of gradients.
         """
-        if self._agreement is None:
-            self.start()
-            return self.due(iteration, can_be_written)
+        assert self._agreement is not None, "start comes first"
         by_clock = self._minutes is not None and time.monotonic() - self._written > 60 * self._minutes
         wanted = max(heard(), _CHECKPOINT if by_clock and rank_and_world_size()[0] == 0 else _NOTHING)
         self._wanted = max(self._wanted, self._agreement.exchange(wanted))

@@ -113,13 +113,14 @@ def tell_ended(status: int) -> None:
 
 
 @contextlib.contextmanager
-def told() -> Iterator[list[int]]:
-    """Within it, processes that this one starts are given each signal to end that it gets, and after it, the list has
-    the status that they have ended with, if they have told one, or else the signal's own."""
+def told() -> Iterator[tuple[list[int], list[int]]]:
+    """Within it, processes that this one starts are given a signal to end that it gets. After it, the first list has
+    the status that stands for that, and the second those that processes have ended with because of one."""
+    heard: list[int] = []
     statuses: list[int] = []
 
     def hand_on(number: int) -> None:
-        statuses.append(128 + number)
+        heard.append(128 + number)
         for child in children():
             with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                 os.kill(child, number)
@@ -127,7 +128,7 @@ def told() -> Iterator[list[int]]:
     with os.fdopen(os.memfd_create("yolox_ops"), "r+b") as file, signals_to(hand_on):
         os.environ[ENDED] = f"/proc/{os.getpid()}/fd/{file.fileno()}"
         try:
-            yield statuses
+            yield heard, statuses
         finally:
             del os.environ[ENDED]
             file.seek(0)

@@ -124,11 +124,13 @@ def run_several(
     """Trains in processes of their own; the exit status."""
     os.environ |= {START: str(start), starting.CLASSES: json.dumps(list(ready.data.labels))}
     try:
-        with launch.told() as told:
+        with launch.told() as (heard, told):
             status = launch.run_processes("yolox_plugin.train", arguments, args, cfg.device, args.max_restarts)
     finally:
         del os.environ[START], os.environ[starting.CLASSES]
-    return max(told, default=status)
+    if told:
+        return max(told)
+    return heard[0] if heard and status else status  # before there was anything to write
 
 
 def train(args: argparse.Namespace, cfg: Any, start: float, resume: bool) -> int:
