@@ -1,7 +1,7 @@
 """Builds the operators with CMake and Ninja against the torch that is already installed. Metadata: pyproject.toml.
 
-Environment: MAX_JOBS limits the compile jobs, CXX names the compiler, YOLOX_OPS_SANITIZE=1 builds with AddressSanitizer
-and UndefinedBehaviorSanitizer (see `make test-sanitize`).
+Environment: MAX_JOBS limits the compile jobs, CXX names the compiler, YOLOX_OPS_SANITIZE=address builds with
+AddressSanitizer and UndefinedBehaviorSanitizer, YOLOX_OPS_SANITIZE=thread with ThreadSanitizer (see the Makefile).
 """
 
 import json
@@ -18,6 +18,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 MODULE_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+SANITIZERS = {"": "", "0": "", "1": "address", "address": "address", "thread": "thread"}
 LIBRARIES = (f"_C{MODULE_SUFFIX}", "libyolox_ops.so")
 NO_TORCH = (
     f"yolox-ops: {sys.executable} has no torch; install torch first, the operators are compiled against it"
@@ -70,11 +71,14 @@ class CMakeBuild(build_ext):
         facts = installed_torch()
         import pybind11  # after the check for torch: its absence is the likelier and the more helpful message
 
-        sanitize = os.environ.get("YOLOX_OPS_SANITIZE") == "1"
+        wanted = os.environ.get("YOLOX_OPS_SANITIZE", "")
+        if wanted not in SANITIZERS:
+            sys.exit(f"yolox-ops: YOLOX_OPS_SANITIZE must be one of address, thread, got {wanted!r}")
+        sanitize = SANITIZERS[wanted]
         facts |= {
             "PYTHON_INCLUDE_DIRS": f"{sysconfig.get_path('include')};{pybind11.get_include()}",
             "MODULE_SUFFIX": MODULE_SUFFIX,
-            "SANITIZE": "ON" if sanitize else "OFF",
+            "SANITIZE": sanitize,
         }
         tools = {name: shutil.which(name) for name in ("cmake", "ninja")}
         missing = [name for name, path in tools.items() if path is None]
@@ -82,7 +86,7 @@ class CMakeBuild(build_ext):
             sys.exit(f"yolox-ops: {' and '.join(missing)} not found; pip install {' '.join(missing)}")
 
         tag = f"{facts['TORCH_VERSION']}-{sys.implementation.cache_tag}-{platform.machine()}"
-        build = ROOT / "build" / f"cmake-{tag}{'-sanitize' if sanitize else ''}"
+        build = ROOT / "build" / f"cmake-{tag}{f'-{sanitize}' if sanitize else ''}"
         target = ROOT / "yolox_ops" if self.inplace else Path(self.build_lib).resolve() / "yolox_ops"
         options = [f"-DYOLOX_OPS_{name}={value}" for name, value in facts.items()]
         # Given anew each time: an isolated build has its tools in a folder that is gone afterwards.

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 namespace yolox_ops {
@@ -20,8 +19,16 @@ inline void check_shape(const at::Tensor& tensor, const char* name, at::IntArray
   TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " must be ", shape, ", got ", tensor.sizes());
 }
 
+inline bool is_half(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
+
+// torch has floating-point types of 8 bits and fewer too.
+inline bool is_floating(at::ScalarType type) {
+  return type == at::kFloat || type == at::kDouble || is_half(type);
+}
+
 inline void check_floating(const at::Tensor& tensor, const char* name) {
-  TORCH_CHECK_TYPE(at::isFloatingType(tensor.scalar_type()), name, " must be floating point, got torch.",
+  TORCH_CHECK_TYPE(is_floating(tensor.scalar_type()), name,
+                   " must be floating point of 16, 32 or 64 bits, got torch.",
                    c10::toString(tensor.scalar_type()));
 }
 
@@ -137,8 +144,8 @@ inline void check_ema_update(at::TensorList average, at::TensorList value, doubl
   check_fraction(momentum, "momentum");
   for (size_t i = 0; i < average.size(); ++i) {
     const at::Tensor &a = average[i], &v = value[i];
-    TORCH_CHECK_TYPE(at::isFloatingType(a.scalar_type()), "average[", i, "] must be floating point, got ",
-                     a.dtype().name());
+    TORCH_CHECK_TYPE(is_floating(a.scalar_type()), "average[", i,
+                     "] must be floating point of 16, 32 or 64 bits, got ", a.dtype().name());
     TORCH_CHECK_TYPE(a.scalar_type() == v.scalar_type(), "value[", i, "] must be ", a.dtype().name(),
                      ", got ", v.dtype().name());
     TORCH_CHECK_VALUE(a.sizes() == v.sizes(), "value[", i, "] must be ", a.sizes(), ", got ", v.sizes());
@@ -147,19 +154,32 @@ inline void check_ema_update(at::TensorList average, at::TensorList value, doubl
   }
 }
 
-// Whether any two of these tensors have memory in common, as tied weights that are listed twice.
-inline bool share_memory(at::TensorList tensors) {
-  std::vector<std::pair<uintptr_t, uintptr_t>> extents;
-  for (const at::Tensor& tensor : tensors) {
-    if (!tensor.numel()) continue;
+// Whether a tensor that is changed shares memory with another one of the lists, as tied weights that are
+// listed twice; its own value may lie where it does itself.
+inline bool share_memory(at::TensorList average, at::TensorList value) {
+  struct Extent {
+    uintptr_t begin, end;
+    bool changed;
+  };
+  std::vector<Extent> extents;
+  const auto add = [&](const at::Tensor& tensor, bool changed) {
+    if (!tensor.numel()) return;
     int64_t last = 0;
     for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
     const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
-    extents.emplace_back(begin, begin + (last + 1) * tensor.element_size());
+    extents.push_back({begin, begin + (last + 1) * tensor.element_size(), changed});
+  };
+  for (size_t i = 0; i < average.size(); ++i) {
+    add(average[i], true);
+    if (average[i].const_data_ptr() != value[i].const_data_ptr()) add(value[i], false);
   }
-  std::sort(extents.begin(), extents.end());
-  for (size_t i = 1; i < extents.size(); ++i) {
-    if (extents[i].first < extents[i - 1].second) return true;
+  std::sort(extents.begin(), extents.end(),
+            [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
+  uintptr_t changed_end = 0, read_end = 0;
+  for (const Extent& extent : extents) {
+    if (extent.begin < changed_end || (extent.changed && extent.begin < read_end)) return true;
+    uintptr_t& end = extent.changed ? changed_end : read_end;
+    end = std::max(end, extent.end);
   }
   return false;
 }
@@ -188,8 +208,6 @@ inline void check_mixup_blend(const at::Tensor& image, const at::Tensor& partner
 
 using OptionalTensor = c10::optional<at::Tensor>;
 
-inline bool is_half(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
-
 // A number for each channel of `input`, of its dtype, or float32 beside a half type.
 inline void check_channels(const at::Tensor& tensor, const char* name, const at::Tensor& input) {
   check_shape(tensor, name, {input.size(1)});
@@ -197,6 +215,15 @@ inline void check_channels(const at::Tensor& tensor, const char* name, const at:
   TORCH_CHECK_TYPE(tensor.scalar_type() == input.scalar_type() || wider, name, " must be ",
                    input.dtype().name(), is_half(input.scalar_type()) ? " or float" : "", ", got ",
                    tensor.dtype().name());
+}
+
+// It is changed where that is so.
+inline void check_statistic(const at::Tensor& tensor, const char* name, const at::Tensor& input,
+                            bool changed) {
+  check_channels(tensor, name, input);
+  TORCH_CHECK_VALUE(!changed || at::has_internal_overlap(tensor) != at::MemOverlap::Yes, name,
+                    " must have memory for each element, got strides ", tensor.strides(), " for ",
+                    tensor.sizes());
 }
 
 inline void check_batch_norm_input(const at::Tensor& input, const OptionalTensor& weight,
@@ -216,8 +243,8 @@ inline void check_batch_norm_silu(const at::Tensor& input, const OptionalTensor&
                     "running_mean and running_var must both be given or neither");
   TORCH_CHECK_VALUE(training || running_mean,
                     "running_mean and running_var must be given unless training, got None");
-  if (running_mean) check_channels(*running_mean, "running_mean", input);
-  if (running_var) check_channels(*running_var, "running_var", input);
+  if (running_mean) check_statistic(*running_mean, "running_mean", input, training);
+  if (running_var) check_statistic(*running_var, "running_var", input, training);
   TORCH_CHECK_VALUE(!training || input.size(0) * input.size(2) * input.size(3) != 1,
                     "input must have more than 1 value in each channel when training, got ", input.sizes());
   check_fraction(momentum, "momentum");

@@ -55,7 +55,8 @@ void update(const Tensors<T>& tensors, double momentum) {
 
 void ema_update_(at::TensorList average, at::TensorList value, double momentum) {
   check_ema_update(average, value, momentum);
-  if (share_memory(average)) {  // one after the other, as the threads would meet there
+  for (size_t i = 0; i < average.size(); ++i) at::assert_no_partial_overlap(average[i], value[i]);
+  if (average.size() > 1 && share_memory(average, value)) {  // one after the other: threads would meet there
     for (size_t i = 0; i < average.size(); ++i) ema_update_(average.slice(i, 1), value.slice(i, 1), momentum);
     return;
   }
@@ -64,7 +65,6 @@ void ema_update_(at::TensorList average, at::TensorList value, double momentum) 
   std::vector<std::pair<at::Tensor, at::Tensor>> copied_back;  // to, from
   for (size_t i = 0; i < average.size(); ++i) {
     at::Tensor a = average[i], v = value[i];
-    at::assert_no_partial_overlap(a, v);
     if (!a.is_non_overlapping_and_dense()) {
       a = a.contiguous();
       copied_back.emplace_back(average[i], a);

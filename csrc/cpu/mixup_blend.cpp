@@ -84,7 +84,8 @@ void blend(uint8_t* out, const uint8_t* image, int64_t height, int64_t width, co
     const uint8_t* __restrict__ mine = image + r * 3 * width;
     uint8_t* __restrict__ result = out + r * 3 * width;
     int64_t k = 0;
-    const int64_t at = offset[0] + r;
+    // An offset may be as large as its type.
+    const int64_t at = r < rows ? offset[0] + r : 0;
     if (r < rows && ipp && y.first[at] >= partner.size(0)) {  // between equal values IPP is exact
       for (; k < values; ++k) result[k] = static_cast<uint8_t>((mine[k] + pad) >> 1);
     } else if (r < rows) {

@@ -6,7 +6,8 @@ namespace yolox_ops::npu {
 
 void ema_update_(at::TensorList average, at::TensorList value, double momentum) {
   check_ema_update(average, value, momentum);
-  if (share_memory(average)) {  // each is multiplied and added to before the next, not all multiplied first
+  // Then each is multiplied and added to before the next, not all multiplied first.
+  if (average.size() > 1 && share_memory(average, value)) {
     for (size_t i = 0; i < average.size(); ++i) ema_update_(average.slice(i, 1), value.slice(i, 1), momentum);
     return;
   }

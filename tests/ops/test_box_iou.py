@@ -145,6 +145,13 @@ def test_compiles_as_one_graph():
         (torch.zeros(3, 4), torch.zeros(2, 4), {"eps": -1.0}, ValueError, "eps must be at least 0, got -1"),
         (torch.zeros(3, 4).long(), torch.zeros(2, 4), {}, TypeError, "boxes1 must be floating point"),
         (
+            torch.zeros(3, 4).to(torch.float8_e5m2),
+            torch.zeros(2, 4),
+            {},
+            TypeError,
+            "boxes1 must be floating point of 16",
+        ),
+        (
             torch.zeros(3, 4),
             torch.zeros(2, 4).double(),
             {},

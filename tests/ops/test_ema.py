@@ -79,6 +79,27 @@ def test_an_average_that_is_listed_twice_is_updated_twice(count):
     torch.testing.assert_close(average[count // 2 :], torch.full((count - count // 2,), twice))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_average_that_is_another_ones_value_is_read_as_it_is_then(layout):
+    """One after the other, for any number of threads and any strides."""
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            first, second = torch.zeros(300, 301), LAYOUTS[layout](torch.ones(300, 301))
+            ema_update_([first, second], [second, first], 0.25)
+            assert (first == 0.25).all() and (second == 0.8125).all()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_nothing_is_changed_if_one_pair_is_refused():
+    memory, average = torch.arange(4.0), torch.zeros(3)
+    with pytest.raises(RuntimeError, match="refer to a single memory location"):
+        ema_update_([average, average, memory[:3]], [torch.ones(3), torch.ones(3), memory[1:]], 0.5)
+    assert average.tolist() == [0, 0, 0] and memory.tolist() == [0, 1, 2, 3]
+
+
 def test_overlapping_memory_is_refused():
     with pytest.raises(ValueError, match=r"average\[0\] must have memory for each element, got strides \[0\]"):
         ema_update_([torch.ones(1).expand(3)], [torch.ones(3)], 0.5)
@@ -138,6 +159,13 @@ def test_opcheck():
             0.1,
             TypeError,
             r"average\[0\] must be floating point",
+        ),
+        (
+            [torch.ones(2).to(torch.float8_e5m2)],
+            [torch.ones(2).to(torch.float8_e5m2)],
+            0.1,
+            TypeError,
+            "of 16, 32 or 64 bits, got c10::Float8_e5m2",
         ),
         ([torch.zeros(2)], [torch.zeros(2)], 1.5, ValueError, r"momentum must be in \[0, 1\], got 1.5"),
         (

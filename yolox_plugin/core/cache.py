@@ -17,14 +17,17 @@ from .images import Array
 
 KINDS = ("ram", "disk")
 HEADER = 64  # bytes
-# Stamps of a place that has no image, or to which somebody is writing. An image's own stamp is positive.
-EMPTY, BUSY = 0, -1
+# Stamps of a place that has no image, or to which somebody is writing. An image's own stamp is positive, or negative
+# where it was left by others, before anybody who has the cache now, and not asked for since.
+EMPTY, BUSY = 0, -(2**63)
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 class ImageCache:
     """Each image file has its place in one mapping, and a stamp that says which state of the file is there. The stamp
-    is written after the pixels, atomically, so a reader never takes half an image.
+    is written after the pixels, atomically, so a reader never takes half an image. It looks at them where they are, for
+    as long as it likes: what somebody may have taken is not written to again while anybody has the cache, though the
+    file changes.
 
     Args:
         shapes: (height, width) of every image by the name of its file.
@@ -57,7 +60,7 @@ class ImageCache:
             limit = _available_memory() // 2 // processes if kind == "ram" else _available_disk(path) * 9 // 10
         self._count = int(np.searchsorted(self._ends, limit, side="right"))
         length = int(self._ends[self._count - 1]) if self._count else begin
-        mapped = mmap.mmap(-1, length) if kind == "ram" else _map_file(path, length)
+        mapped = mmap.mmap(-1, length) if kind == "ram" else _map_file(path, length, len(shapes))
         self._bytes = np.frombuffer(mapped, np.uint8)
         self._stamps = np.frombuffer(mapped, np.int64, len(shapes), HEADER)
         if os.environ.get("RANK", "0") == "0":
@@ -85,17 +88,20 @@ class ImageCache:
     def get(self, name: str, stamp: int) -> Array | None:
         """The pixels, not to be written to; None if they are not here, or of a file with another stamp."""
         place = self._place(name)
-        there = place is not None and _C.load_acquire(self._stamps, place) == stamp
-        return self._pixels(place) if there and place is not None else None
+        if place is None:
+            return None
+        if _C.load_acquire(self._stamps, place) == -stamp:
+            _C.compare_exchange(self._stamps, place, -stamp, stamp)  # or somebody else does
+        return self._pixels(place) if _C.load_acquire(self._stamps, place) == stamp else None
 
     def put(self, name: str, stamp: int, pixels: Array) -> None:
-        """Keeps the pixels, if there is room, they have the shape that the annotations say, and nobody else is writing
-        here."""
+        """Keeps the pixels, if there is room, they have the shape that the annotations say, and nobody has put others
+        here or is writing."""
         place = self._place(name)
         if place is None or pixels.shape != (*self._shapes[place], 3):
             return
         before = _C.load_acquire(self._stamps, place)
-        if before in (BUSY, stamp) or not _C.compare_exchange(self._stamps, place, before, BUSY):
+        if before > 0 or before in (BUSY, -stamp) or not _C.compare_exchange(self._stamps, place, before, BUSY):
             return
         self._pixels(place)[:] = pixels
         _C.store_release(self._stamps, place, stamp)
@@ -143,9 +149,20 @@ def _available_disk(path: Path) -> int:
     return shutil.disk_usage(path.parent).free + (path.stat().st_size if path.exists() else 0)
 
 
-def _map_file(path: Path, length: int) -> mmap.mmap:
-    """Maps the file; a new one, unless it was made since this machine started: what was written before a crash of the
-    machine may be on the disk in part.
+def _locked_alone(file: int) -> bool:
+    """Locks an open file as its only user; if that is not so, as one of them."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        return False
+    return True
+
+
+def _map_file(path: Path, length: int, count: int) -> mmap.mmap:
+    """Maps the file with `count` stamps; a new one, unless it was made since this machine started: what was written
+    before a crash of the machine may be on the disk in part. Who maps it alone finds the images that others left, and
+    may replace them; so too where somebody was stopped while writing.
 
     Raises:
         OSError: if the disk is full, before anything is written to memory that it has no room for.
@@ -163,6 +180,12 @@ def _map_file(path: Path, length: int) -> mmap.mmap:
             os.posix_fallocate(file.fileno(), 0, length)
             file.write(started)
             file.flush()
-            return mmap.mmap(file.fileno(), length)
+            mapped = mmap.mmap(file.fileno(), length)  # keeps the open file, and so the lock
+            if _locked_alone(file.fileno()):
+                stamps = np.frombuffer(mapped, np.int64, count, HEADER)
+                stamps[stamps == BUSY] = EMPTY
+                np.negative(stamps, out=stamps, where=stamps > 0)
+                fcntl.flock(file, fcntl.LOCK_SH)
+            return mapped
     finally:
         os.close(lock)
