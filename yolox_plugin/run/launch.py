@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from .messages import InputError
 from .options import TORCHRUN_OPTIONS
@@ -20,6 +22,10 @@ from .options import TORCHRUN_OPTIONS
 # The process that starts others, for these.
 PARENT = "YOLOX_PLUGIN_PARENT"
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+# Seconds for which a command that has failed stays: the other machines' may ask the store in it, until they see by
+# themselves how their processes have ended.
+STAY = 5
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
@@ -101,12 +107,20 @@ def run_processes(module: str, arguments: Sequence[str], args: argparse.Namespac
         options = torchrun.parse_args([*command, "--no-python", *program, *arguments])  # type: ignore[no-untyped-call]
         torchrun.run(options)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
+        if args.nnodes is not None:
+            time.sleep(STAY)
         rank, failure = error.get_first_failure()
         if failure.exitcode == 2:
             return 2
         ending = failure.signal_name() if failure.exitcode < 0 else f"status {failure.exitcode}, its error is above"
         after = f" after {restarts} restarts" if restarts else ""
-        print(f"error: process {rank} of {args.devices} ended with {ending}{after}", file=sys.stderr)
+        of = "on this machine" if args.nnodes is not None else f"of {args.devices}"
+        print(f"error: process {rank} {of} ended with {ending}{after}", file=sys.stderr)
+        return 1
+    except RendezvousError as error:
+        print(
+            f"error: the other machines have ended, or did not come: {type(error).__name__}: {error}", file=sys.stderr
+        )
         return 1
     except SignalException as error:
         print(f"error: stopped by {error.sigval.name}", file=sys.stderr)

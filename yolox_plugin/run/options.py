@@ -15,7 +15,7 @@ else:
 # Handed on to torchrun, for several machines.
 TORCHRUN_OPTIONS = (
     "--nnodes", "--node-rank", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--rdzv-conf",
-    "--master-addr", "--master-port",
+    "--local-addr", "--master-addr", "--master-port",
 )  # fmt: skip
 
 

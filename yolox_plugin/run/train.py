@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from ..core.checkpoint import newest_checkpoint
 from ..hosts import find_host
-from . import folders, initial_weights, launch, report, terminal, where
+from . import folders, initial_weights, launch, machines, report, sharing, terminal, where
 from . import start as starting
 from .messages import InputError, warn
 from .options import add_options, add_size_option, options_of, positive, share, user_path, whole
@@ -115,17 +115,23 @@ def train(args: argparse.Namespace, cfg: Any, start: float, resume: bool) -> Non
         InputError: for what shows only in the data set; nothing has been written then.
     """
     work_dir = Path(cfg.work_dir)
+    weights = [cfg.get("load_from"), cfg.get("resume_from")]
     with terminal.libraries_kept() as kept, launch.joined(cfg.device) as (rank, world_size):
-        training = host.Training(args, cfg, kept)
-        with claimed(work_dir, resume, training.text) if rank == 0 else contextlib.nullcontext():
-            outcome = training.run(agreed(newest_checkpoint(work_dir)) if resume else None)
+        machines.check_same(args, cfg, lambda: host.sources(cfg, host.splits_of(args, cfg)), weights)
+        training = machines.together(lambda: host.Training(args, cfg, kept))
+        with contextlib.ExitStack() as held:
+            claim = claimed(work_dir, resume, training.text) if rank == 0 else contextlib.nullcontext()
+            machines.together(lambda: held.enter_context(claim))
+            outcome = training.run(checkpoint_in(work_dir) if resume else None)
             if rank == 0:
                 finish(args, cfg, outcome, world_size, time.time() - start)
 
 
-def agreed(value: Any) -> Any:
-    """Rank 0's, on every rank."""
-    found = [value]
+def checkpoint_in(work_dir: Path) -> Path | None:
+    """The newest one: rank 0's, on every rank; of several machines, each with its own folder, see `sharing`."""
+    if machines.are_several():
+        return sharing.newest_of_all(work_dir)
+    found = [newest_checkpoint(work_dir)]
     if dist.is_initialized():
         dist.broadcast_object_list(found, src=0)
     return found[0]
