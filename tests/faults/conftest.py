@@ -17,8 +17,6 @@ from yolox_plugin.run.demo_data import make_dataset
 
 PORT = 29512
 EPOCHS = 6
-# An evaluation after each epoch, of whatever the network finds.
-OPTIONS = ("--batch-size=2", "--cfg-options", *small.EVERY_EPOCH, "model.test_cfg.score_thr=0.0")
 # Gives a command the name of its machine, and the names of both.
 AS_ON = 'mount --bind "$HOSTS" /etc/hosts && hostname "$NAME" && exec "$@"'
 SECONDS = 300  # after which a command hangs
@@ -57,6 +55,10 @@ class Machine:
         self.commands = []
         self.environment = {}
 
+    def add_to_path(self, folder):
+        """Python looks there first."""
+        self.environment["PYTHONPATH"] = os.pathsep.join([str(folder), ENV.get("PYTHONPATH", "")])
+
     def run(self, module, *options):
         """Starts a command of the plugin's, as it would be on this machine."""
         environment = {
@@ -87,7 +89,7 @@ class Machine:
 class Pair:
     """Two machines with a cable between them, and the same data on both."""
 
-    def __init__(self, folder, epochs):
+    def __init__(self, folder):
         self.machines = [Machine(f"machine-{letter}", f"10.77.0.{number}", folder / letter)
                          for number, letter in ((1, "a"), (2, "b"))]  # fmt: skip
         names = [f"{machine.address} {machine.name}\n" for machine in self.machines]
@@ -96,7 +98,7 @@ class Pair:
         make_dataset(a.data, train=16, val=5)
         shutil.copytree(a.data, b.data)
         for machine in self.machines:
-            small.write_config(machine.folder / "tiny.py", machine.data, epochs=epochs)
+            small.write_config(machine.folder / "tiny.py", machine.data, epochs=EPOCHS)
 
     def connect(self):
         a, b = (machine.namespace for machine in self.machines)
@@ -114,14 +116,15 @@ class Pair:
         Args:
             own: further options of one of them, by its letter.
         """
-        return [
-            machine.run(
-                module, f"--data-path={machine.data}", f"--config={machine.folder / 'tiny.py'}", "--device=cpu",
-                "--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=machine-a:{PORT}",
-                f"--work-dir={machine.work_dir}", *own.get(machine.name[-1], []), *options,
-            )
-            for machine in self.machines
-        ]  # fmt: skip
+        return [self.start_on(machine, module, *own.get(machine.name[-1], []), *options) for machine in self.machines]
+
+    def start_on(self, machine, module, *options):
+        """It on one of them."""
+        return machine.run(
+            module, f"--data-path={machine.data}", f"--config={machine.folder / 'tiny.py'}", "--device=cpu",
+            "--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=machine-a:{PORT}",
+            f"--work-dir={machine.work_dir}", *options,
+        )  # fmt: skip
 
     def wait_for(self, path, commands):
         """Until this file is there, while all of these run."""
@@ -137,27 +140,24 @@ class Pair:
             machine.remove()
 
 
-@contextlib.contextmanager
-def two_machines(folder):
-    made = Pair(folder, EPOCHS)
-    try:
-        made.connect()
-        yield made
-    finally:
-        made.remove()
+@pytest.fixture(scope="session")
+def two_machines():
+    """Makes machines a and b with their files in a folder; within it they run."""
+
+    @contextlib.contextmanager
+    def made_in(folder):
+        made = Pair(folder)
+        try:
+            made.connect()
+            yield made
+        finally:
+            made.remove()
+
+    return made_in
 
 
 @pytest.fixture
-def pair(tmp_path):
+def pair(tmp_path, two_machines):
     """Machines a and b; nothing of them is left afterwards."""
     with two_machines(tmp_path) as made:
         yield made
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """The work directories, a's and b's, of a training that nothing has interrupted."""
-    with two_machines(tmp_path_factory.mktemp("trained")) as made:
-        for command in made.start("train", *OPTIONS):
-            assert command.ended() == 0, command.told()
-        return [machine.work_dir for machine in made.machines]
