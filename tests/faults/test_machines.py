@@ -221,8 +221,8 @@ def test_weights_and_split_that_each_command_writes(pair, trained):
     assert json.loads((a.work_dir / "result.json").read_text())["val_fraction"] == 0.2
     assert files_in(b.work_dir) == ["initial_weights.pth", "train.json", "val.json"]
 
-    next(iter(checkpoint["state_dict"].values())).mul_(2)
-    torch.save({"state_dict": checkpoint["state_dict"]}, b.folder / "other.pth")
+    changed = {name: value + 1 for name, value in checkpoint["state_dict"].items()}
+    torch.save({"state_dict": changed}, b.folder / "other.pth")
     for machine in pair.machines:
         shutil.rmtree(machine.work_dir)
     words = "the machines differ: machine-b (node 1) has weights 1 "

@@ -114,7 +114,9 @@ def run_processes(module: str, arguments: Sequence[str], args: argparse.Namespac
             return 2
         ending = failure.signal_name() if failure.exitcode < 0 else f"status {failure.exitcode}, its error is above"
         after = f" after {restarts} restarts" if restarts else ""
-        of = "on this machine" if args.nnodes is not None else f"of {args.devices}"
+        of = f"of {args.devices}"
+        if args.nnodes is not None:
+            of, after = "on this machine", f"{after}; if that is a lost connection, look at the other machines' errors"
         print(f"error: process {rank} {of} ended with {ending}{after}", file=sys.stderr)
         return 1
     except RendezvousError as error:
