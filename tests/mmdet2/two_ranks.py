@@ -8,7 +8,8 @@ from batches import nano, train_data
 from mmcv.runner import build_runner
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 
-from yolox_plugin.mmdet2.ddp import CPUDistributedDataParallel, gather_results
+from yolox_plugin.core.ranks import gather_in_turns
+from yolox_plugin.mmdet2.ddp import CPUDistributedDataParallel
 from yolox_plugin.protocol import Moment
 
 
@@ -33,7 +34,7 @@ def gather_on_a_rank(rank, store, totals, results):
     found = []
     for total in totals:
         rounds = -(-total // 2)
-        found.append(gather_results([(rank + 2 * i) % max(total, 1) for i in range(rounds)], total))
+        found.append(gather_in_turns([(rank + 2 * i) % max(total, 1) for i in range(rounds)], total))
     results[rank] = found
     dist.destroy_process_group()
 

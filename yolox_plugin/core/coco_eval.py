@@ -28,7 +28,9 @@ class COCOeval(SlowCOCOeval):
             return
         problem = _outside_of_domain(self)
         if problem is None:
-            fast = COCOeval_faster(self.cocoGt, self.cocoDt, self.params.iouType, print_function=logging.debug)
+            # Not logging's own functions: they give the root logger a handler, and each line of the log comes twice.
+            tell = logging.getLogger("yolox_plugin").debug
+            fast = COCOeval_faster(self.cocoGt, self.cocoDt, self.params.iouType, print_function=tell)
             _copy_parameters(self.params, fast.params)
             try:
                 fast.evaluate()

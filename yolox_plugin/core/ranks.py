@@ -1,6 +1,8 @@
-"""What the processes of one training tell each other, and in what their states differ."""
+"""What the processes of one training tell each other, through their network alone, as machines may share no folder; and
+in what their states differ."""
 
 import hashlib
+import itertools
 from typing import Any
 
 import torch
@@ -10,27 +12,49 @@ from torch import Tensor
 # Tensors of a checkpoint, by its parts, as "state_dict", and their names there.
 Parts = dict[str, dict[str, Tensor]]
 
+_beside: list[Any] = []  # the default group that `cpu_group` has made one beside, and that
+
 
 def rank_and_world_size() -> tuple[int, int]:
     """This process's number, and how many have joined."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def cpu_group() -> Any:
+    """A group of all processes in which nothing has to pass through a device. All of them ask for it at one time."""
+    if dist.get_backend() == "gloo":
+        return dist.group.WORLD
+    if not _beside or _beside[0] is not dist.group.WORLD:
+        _beside[:] = [dist.group.WORLD, dist.new_group(backend="gloo")]
+    return _beside[1]
+
+
 def gathered(value: Any) -> list[Any]:
     """Every rank's value, by rank; on all of them."""
-    _, world_size = rank_and_world_size()
-    if world_size == 1:
+    if rank_and_world_size()[1] == 1:
         return [value]
-    found: list[Any] = [None] * world_size
-    dist.all_gather_object(found, value)
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value, group=cpu_group())
     return found
+
+
+def gather_in_turns(mine: list[Any], total: int) -> list[Any] | None:
+    """What each rank has for the samples rank, rank + world size, ... of `total`, in their order, on rank 0; None on
+    the others."""
+    all_parts: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(mine, all_parts, dst=0, group=cpu_group())
+    if all_parts is None:
+        return None
+    # Samplers may fill up the last round with samples from the beginning.
+    rounds = itertools.zip_longest(*all_parts)
+    return [result for one_round in rounds for result in one_round if result is not None][:total]
 
 
 def agreed(value: Any) -> Any:
     """Rank 0's, on every rank."""
     found = [value]
     if dist.is_initialized():
-        dist.broadcast_object_list(found, src=0)
+        dist.broadcast_object_list(found, src=0, group=cpu_group())
     return found[0]
 
 

@@ -4,12 +4,15 @@ accelerator that is there, whatever it is told."""
 import functools
 from typing import Any
 
+import mmdet.apis.test
 import mmdet.apis.train
-import torch.distributed as dist
 from mmcv.parallel import MMDataParallel, MMDistributedDataParallel
+from mmdet.apis.test import collect_results_cpu as stock_collect_results_cpu
 from mmdet.utils import build_ddp as stock_build_ddp
 from mmdet.utils import build_dp as stock_build_dp
 from torch import nn
+
+from ..core.ranks import gather_in_turns
 
 
 class CPUDataParallel(MMDataParallel):
@@ -53,7 +56,7 @@ def build_ddp(model: nn.Module, device: str = "cuda", *args: Any, **kwargs: Any)
 
 
 def prepare_parallel(gradient_as_bucket_view: bool = False) -> None:
-    """Lets MMDetection train on CPUs, in several processes too, and under torch 2.1 and newer.
+    """Lets MMDetection train on CPUs, in several processes and on several machines too, and under torch 2.1 and newer.
 
     Args:
         gradient_as_bucket_view: of DistributedDataParallel. Saves an NPU a launch for each gradient, which else is
@@ -64,15 +67,11 @@ def prepare_parallel(gradient_as_bucket_view: bool = False) -> None:
     # What train_detector calls.
     mmdet.apis.train.build_dp = build_dp
     mmdet.apis.train.build_ddp = functools.partial(build_ddp, gradient_as_bucket_view=gradient_as_bucket_view)
+    # What `multi_gpu_test`, its evaluation, calls.
+    mmdet.apis.test.collect_results_cpu = collect_results_cpu
 
 
-def gather_results(mine: list[Any], total: int) -> list[Any]:
-    """Merges what each rank found for the samples rank, rank + world_size, ... of `total`; whole on rank 0 only."""
-    # Through gloo, so that nothing has to pass through a device.
-    group = dist.new_group(backend="gloo")
-    everyone: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(mine, everyone, dst=0, group=group)
-    if everyone is None:
-        return []
-    # Samplers fill up the last round with samples from the beginning.
-    return [result for one_round in zip(*everyone, strict=True) for result in one_round][:total]
+@functools.wraps(stock_collect_results_cpu)
+def collect_results_cpu(result_part: list[Any], size: int, tmpdir: str | None = None) -> list[Any] | None:
+    """See MMDetection, which writes them to a folder that all machines have to share."""
+    return gather_in_turns(result_part, size)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..hosts import find_host
-from . import analysis, folders, launch, report, terminal
+from . import analysis, folders, launch, machines, report, terminal
 from .analysis_pictures import draw_confusion, draw_precision_recall, draw_worst
 from .annotations import Source
 from .checks import content_of
@@ -123,6 +123,7 @@ def test(args: argparse.Namespace, cfg: Any) -> None:
     """One process of an evaluation, from the process group to result.json."""
     start = time.time()
     with terminal.libraries_kept(), launch.joined(cfg.device) as (rank, world_size):
+        machines.check_same(args, cfg, lambda: host.sources(cfg, ["test"]), [args.pth_path])
         evaluation = host.Evaluation(cfg, args.pth_path, args.batch_size, args.amp)
         begin = time.perf_counter()
         found = evaluation.detect(args.save_dir, args.score_thr)

@@ -7,6 +7,7 @@ import datetime
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from .messages import InputError
 from .options import TORCHRUN_OPTIONS
@@ -22,6 +24,10 @@ from .options import TORCHRUN_OPTIONS
 # The process that starts others, for these; and a file of its, in which they say with which status they have ended.
 PARENT, ENDED = "YOLOX_PLUGIN_PARENT", "YOLOX_PLUGIN_ENDED"
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+# Seconds for which a command that has failed stays: the other machines' may ask the store in it, until they see by
+# themselves how their processes have ended.
+STAY = 5
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
@@ -165,12 +171,22 @@ def run_processes(module: str, arguments: Sequence[str], args: argparse.Namespac
             options.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
         torchrun.run(options)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
+        if args.nnodes is not None:
+            time.sleep(STAY)
         rank, failure = error.get_first_failure()
         if failure.exitcode == 2:
             return 2
         ending = failure.signal_name() if failure.exitcode < 0 else f"status {failure.exitcode}, its error is above"
         after = f" after {restarts} restarts" if restarts else ""
-        print(f"error: process {rank} of {args.devices} ended with {ending}{after}", file=sys.stderr)
+        of = f"of {args.devices}"
+        if args.nnodes is not None:
+            of, after = "on this machine", f"{after}; if that is a lost connection, look at the other machines' errors"
+        print(f"error: process {rank} {of} ended with {ending}{after}", file=sys.stderr)
+        return 1
+    except RendezvousError as error:
+        print(
+            f"error: the other machines have ended, or did not come: {type(error).__name__}: {error}", file=sys.stderr
+        )
         return 1
     except SignalException as error:
         print(f"error: stopped by {error.sigval.name}", file=sys.stderr)

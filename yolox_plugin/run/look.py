@@ -83,7 +83,7 @@ def look(args: argparse.Namespace) -> None:
     defaults = training.parser().parse_args([f"--data-path={args.data_path}", "--device=cpu"])
     args = argparse.Namespace(**{**vars(defaults), **vars(args)})
     cfg = training.host.configure(args)
-    splits = host.splits_of(args, cfg)
+    splits = training.host.splits_of(args, cfg)
     if not find_layout(args.data_path.absolute()).is_split:
         splits = ("train",)  # all there is
     data = training.host.check_data(args, cfg, splits, images=False)

@@ -15,7 +15,7 @@ else:
 # Handed on to torchrun, for several machines.
 TORCHRUN_OPTIONS = (
     "--nnodes", "--node-rank", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--rdzv-conf",
-    "--master-addr", "--master-port",
+    "--local-addr", "--master-addr", "--master-port",
 )  # fmt: skip
 
 
@@ -47,7 +47,9 @@ def add_options(parser: argparse.ArgumentParser, recorded: bool = False) -> None
     add("--work-dir", type=user_path, metavar="DIR", help="where everything is written (default: work_dirs/NAME)")
     add("--batch-size", type=positive, metavar="N", help="images a device")
     add("--cfg-options", nargs="+", action=KeyValues, default={}, metavar="KEY=VALUE", help="changes to the config")
-    several = parser.add_argument_group("several machines", "handed on to torchrun; the same command on each machine")
+    several = parser.add_argument_group(
+        "several machines", "handed on to torchrun; the same command on each machine, with its own folders"
+    )
     for option in TORCHRUN_OPTIONS:
         several.add_argument(option, metavar="...")
 

@@ -27,7 +27,7 @@ from ..core.checkpoint import MID_EPOCH, newest_checkpoint
 from ..core.mixing import Mixing, data_sets_in
 from ..core.ranks import agreed, gathered
 from ..hosts import find_host
-from . import folders, initial_weights, launch, report, terminal, where
+from . import folders, initial_weights, launch, machines, report, sharing, terminal, where
 from . import start as starting
 from .failures import sentence_about
 from .messages import InputError, warn
@@ -141,15 +141,19 @@ def train(args: argparse.Namespace, cfg: Any, start: float, resume: bool) -> int
         InputError: for what shows only in the data set; nothing has been written then.
     """
     work_dir = Path(cfg.work_dir)
+    weights = [cfg.get("load_from"), cfg.get("resume_from")]
     with terminal.libraries_kept() as kept, launch.joined(cfg.device, args.timeout_minutes) as (rank, world_size):
-        training = host.Training(args, cfg, kept)
-        with claimed(work_dir, resume, training.text) if rank == 0 else contextlib.nullcontext():
+        machines.check_same(args, cfg, lambda: host.sources(cfg, host.splits_of(args, cfg)), weights)
+        training = machines.together(lambda: host.Training(args, cfg, kept))
+        with contextlib.ExitStack() as held:
+            claim = claimed(work_dir, resume, training.text) if rank == 0 else contextlib.nullcontext()
+            machines.together(lambda: held.enter_context(claim))
             try:
                 for part in data_sets_in(training.dataset):
                     if isinstance(part, Mixing):
                         part.skip_unreadable = args.skip_unreadable
                 with launch.signals_to(mid_epoch.hear) if training.can_stop else contextlib.nullcontext():
-                    outcome = training.run(agreed(newest_checkpoint(work_dir)) if resume else None)
+                    outcome = training.run(checkpoint_in(work_dir) if resume else None)
             except mid_epoch.Stopped as stopped:
                 if rank == 0:
                     print(f"error: stopped by {stopped}, with a checkpoint in {work_dir / MID_EPOCH}", file=sys.stderr)
@@ -167,6 +171,11 @@ def train(args: argparse.Namespace, cfg: Any, start: float, resume: bool) -> int
 def unreadable_in(dataset: Any) -> int:
     """How many samples have been left out, as --skip-unreadable wants it."""
     return sum(part._announcements.unreadable for part in data_sets_in(dataset) if isinstance(part, Mixing))
+
+
+def checkpoint_in(work_dir: Path) -> Path | None:
+    """The newest one: rank 0's, on every rank; of several machines, each with its own folder, see `sharing`."""
+    return sharing.newest_of_all(work_dir) if machines.are_several() else agreed(newest_checkpoint(work_dir))
 
 
 @contextlib.contextmanager

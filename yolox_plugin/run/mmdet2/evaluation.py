@@ -18,7 +18,8 @@ from mmdet.utils import setup_multi_processes
 from torch import Tensor
 
 from ...core.checkpoint import read_checkpoint
-from ...mmdet2.ddp import build_dp, gather_results
+from ...core.ranks import gather_in_turns
+from ...mmdet2.ddp import build_dp
 from .. import annotations, checks, report
 from ..annotations import Source
 from ..configs import heads_of
@@ -99,7 +100,7 @@ class Evaluation:
                     progress.update(min(world_size, total - index))
         if progress is not None:
             print()
-        return gather_results(mine, total) if world_size > 1 else mine
+        return (gather_in_turns(mine, total) or []) if world_size > 1 else mine
 
     def detect_by(self, found_in: Callable[[Tensor], list[tuple[Tensor, Tensor]]]) -> list[Any]:
         """Like `detect`, by something else than the model, which afterwards detects no more.

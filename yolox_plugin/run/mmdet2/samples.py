@@ -17,12 +17,6 @@ from ...core.positions import placed
 from ...core.seeds import seed_everything
 from ...protocol import Moment, TrainingPart
 from ..messages import described
-from .training import validates
-
-
-def splits_of(args: argparse.Namespace, cfg: Config) -> tuple[str, ...]:
-    """Those that a training reads."""
-    return ("train", "val") if validates(args, cfg) else ("train",)
 
 
 def training_set(cfg: Config) -> Any:

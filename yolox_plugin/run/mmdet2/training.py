@@ -36,7 +36,8 @@ from .data import sources
 from .log import initialization_logged, read_log, seed_of
 from .recipe import can_stop, change_size, check_lengths, check_recipe, log_often, schedule
 
-__all__ = ["CACHE", "MORE_WORKERS", "Training", "check", "check_data", "configure", "describe", "read_split"]
+__all__ = ["CACHE", "MORE_WORKERS", "Training", "check", "check_data", "configure", "describe", "read_split",
+           "sources", "splits_of"]  # fmt: skip
 
 # Options for a training that waits for data.
 MORE_WORKERS, CACHE = "data.workers_per_gpu=N", "data.train.cache=ram"
@@ -79,13 +80,18 @@ def validates(args: argparse.Namespace, cfg: Config) -> bool:
     return not args.performance and cfg.evaluation is not None
 
 
+def splits_of(args: argparse.Namespace, cfg: Config) -> tuple[str, ...]:
+    """The splits of the data set that this training reads."""
+    return ("train", "val") if validates(args, cfg) else ("train",)
+
+
 def check(args: argparse.Namespace, cfg: Config) -> Ready:
     """What is there to begin with. Raises InputError for whatever would fail later, or overwrite something."""
     checks.check_devices(cfg.device, args.devices)
     parts.check_autocast(cfg, args.amp)
     built = parts.check_parts(cfg)
     check_recipe(args, cfg)
-    splits = ("train", "val") if validates(args, cfg) else ("train",)
+    splits = splits_of(args, cfg)
     data = check_data(args, cfg, splits)
     ready = check_start(args, data, built.model)
     if "val" in splits:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.dist import collect_results
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from ...core.checkpoint import read_checkpoint
 from ...core.ranks import rank_and_world_size
+from ...mmdet3.processes import collect_results, share_no_folder
 from .. import annotations, checks, report
 from ..annotations import Source
 from ..configs import heads_of
@@ -63,6 +63,7 @@ class Evaluation:
     shows_progress = True
 
     def __init__(self, cfg: Config, checkpoint: Path, batch_size: int | None = None, amp: str = "float32") -> None:
+        share_no_folder()
         self.cfg = cfg
         options = copy.deepcopy(cfg.test_dataloader)
         options.batch_size = batch_size or options.get("batch_size", 1)
@@ -90,8 +91,7 @@ class Evaluation:
             if save_dir is not None:
                 path = Path(sample.img_path)
                 report.save_picture(path, results, self.classes, score_thr, save_dir / path.relative_to(root))
-        # As mmengine's metrics do, with their files in the current folder.
-        return collect_results(mine, len(self.dataset), "cpu") or []
+        return collect_results(mine, len(self.dataset)) or []
 
     def detect_by(self, found_in: Callable[[Tensor], list[tuple[Tensor, Tensor]]]) -> list[Any]:
         """Like `detect`, by something else than the model, which afterwards detects no more.

@@ -17,11 +17,6 @@ from .recipe import counts_epochs
 from .training import build_loader
 
 
-def splits_of(args: argparse.Namespace, cfg: Config) -> tuple[str, ...]:
-    """Those that a training reads."""
-    return ("train",) if cfg.val_dataloader is None else ("train", "val")
-
-
 def training_set(cfg: Config) -> Any:
     """The config of the data set that a training reads, with those inside of it."""
     return cfg.train_dataloader.dataset

@@ -22,6 +22,7 @@ from torch import nn
 from ...core.checkpoint import newest_checkpoint
 from ...core.ranks import rank_and_world_size
 from ...mmdet3.detector import YOLOX
+from ...mmdet3.processes import share_no_folder
 from .. import annotations, checks, folders, report, start, where
 from ..annotations import Checked
 from ..configs import asked_lengths, heads_of, in_words, length_of, listed, text_of
@@ -34,7 +35,8 @@ from .data import sources
 from .log import read_log
 from .recipe import can_stop, change_size, check_recipe, counts_epochs, log_often, schedule
 
-__all__ = ["CACHE", "MORE_WORKERS", "Training", "check", "check_data", "configure", "describe", "read_split"]
+__all__ = ["CACHE", "MORE_WORKERS", "Training", "check", "check_data", "configure", "describe", "read_split",
+           "sources", "splits_of"]  # fmt: skip
 
 # Options for a training that waits for data.
 MORE_WORKERS, CACHE = "train_dataloader.num_workers=N", "train_dataloader.dataset.cache=ram"
@@ -75,13 +77,18 @@ def configure(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def splits_of(args: argparse.Namespace, cfg: Config) -> tuple[str, ...]:
+    """The splits of the data set that this training reads."""
+    return ("train",) if cfg.val_dataloader is None else ("train", "val")
+
+
 def check(args: argparse.Namespace, cfg: Config) -> Ready:
     """What is there to begin with. Raises InputError for whatever would fail later, or overwrite something."""
     checks.check_devices(cfg.device, args.devices)
     parts.check_autocast(cfg, args.amp)
     check_recipe(args, cfg)
     built = parts.check_parts(cfg)
-    splits = ("train",) if cfg.val_dataloader is None else ("train", "val")
+    splits = splits_of(args, cfg)
     data = check_data(args, cfg, splits)
     ready = check_start(args, data, built.model)
     if "val" in splits:
@@ -226,6 +233,7 @@ class Training:
         Raises:
             InputError: for what shows only in the data set.
         """
+        share_no_folder()
         self.args, self.cfg, self.kept = args, cfg, kept
         self.rank, self.world_size = rank_and_world_size()
         self.loader = build_loader(args, cfg)
