@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from batches import nano, train_data
 from mmcv.runner import build_runner
+from mmdet.apis.test import collect_results_cpu
 from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 
 from yolox_plugin.core.ranks import gather_in_turns
@@ -33,8 +34,9 @@ def gather_on_a_rank(rank, store, totals, results):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     found = []
     for total in totals:
-        rounds = -(-total // 2)
-        found.append(gather_in_turns([(rank + 2 * i) % max(total, 1) for i in range(rounds)], total))
+        mine = [(rank + 2 * i) % max(total, 1) for i in range(-(-total // 2))]
+        found.append(gather_in_turns(mine, total))
+        assert found[-1] == collect_results_cpu(mine, total, f"{store}-{total}")  # MMDetection's, through a folder
     results[rank] = found
     dist.destroy_process_group()
 
