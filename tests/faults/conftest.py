@@ -1,4 +1,5 @@
-"""Two machines that share no folder: network namespaces of this one, which root may make."""
+"""How many examples a fuzz takes: few by default, many with `--hypothesis-profile=faults`, always the same; and two
+machines that share no folder: network namespaces of this one, which root may make."""
 
 import contextlib
 import os
@@ -11,9 +12,18 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tiny import ENV, small
 
 from yolox_plugin.run.demo_data import make_dataset
+
+FUZZ = {"database": None, "deadline": None, "derandomize": True, "print_blob": True,
+        "suppress_health_check": list(HealthCheck)}  # fmt: skip
+settings.register_profile("few", max_examples=8, **FUZZ)
+settings.register_profile("faults", max_examples=480, **FUZZ)
+# Random examples, other ones each time: a failure is printed with what repeats it.
+settings.register_profile("search", max_examples=480, **FUZZ | {"derandomize": False})
+settings.load_profile("few")
 
 PORT = 29512
 EPOCHS = 6
