@@ -1,6 +1,11 @@
 """How many examples: few by default, all of them by `--hypothesis-profile=faults`."""
 
+import sys
+from pathlib import Path
+
 from hypothesis import HealthCheck, settings
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the helpers beside it
 
 COMMON = {"database": None, "deadline": None, "derandomize": True, "print_blob": True,
           "suppress_health_check": list(HealthCheck)}  # fmt: skip
