@@ -139,7 +139,7 @@ CONFIG_OPTIONS = [
     (["--cfg-options", "load_from=FILE", "resume=True"], "load_from: "),
     (["--cfg-options", "load_from=OTHER", "resume=True"], "has no tensor of the config's model"),
     (["--cfg-options", "train_dataloader=1"], "has no train_dataloader with a dataset"),
-    (["--cfg-options", "train_cfg=1"], "has no train_cfg"),
+    (["--cfg-options", "train_cfg=1"], "train_cfg must be a dict or None, got 1"),
     (["--cfg-options", "train_cfg.max_epochs=0"], "train_cfg.max_epochs must be a whole number of 1 or more, got 0"),
     (["--cfg-options", "train_cfg.max_epochs=two"], "must be a whole number of 1 or more, got 'two'"),
     (["--cfg-options", "train_cfg.val_interval=0"], "train_cfg.val_interval must be a whole number of 1 or more"),

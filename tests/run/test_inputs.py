@@ -1,8 +1,10 @@
 """What the commands refuse or warn of: each a sentence, status 2 if it cannot be, and nothing written then."""
 
 import errno
+import gc
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from yolox_plugin.run import demo_data, report
 from yolox_plugin.run import evaluate as testing
 from yolox_plugin.run import train as training
 from yolox_plugin.run.messages import InputError
+from yolox_plugin.run.predictor import Unreadable, pixels_of
 
 
 @pytest.fixture
@@ -251,7 +254,6 @@ OPTIONS = [
     (["--work-dir=FILE"], "is not a folder"),
     (["--work-dir=FILE/below"], "is not a folder"),
     (["--work-dir=LINK"], "is not a folder"),
-    ([f"--work-dir={'x' * 300}"], "has a name of 300 bytes, of 255 that there may be"),
 ]  # fmt: skip
 
 
@@ -316,6 +318,8 @@ def test_a_precision_that_no_block_takes(data, config, tmp_path, monkeypatch, ca
         ["--seed=4294967296"],
         ["--max-restarts=-1"],
         ["--data-path=x", "--cfg-options", "nonsense"],
+        ["--data-path=x", f"--work-dir={'x' * 300}"],
+        ["--data-path=x", f"--load-from={'x/' * 3000}"],
         [],
     ],
 )
@@ -661,3 +665,97 @@ def test_the_demo_removes_only_what_it_made(monkeypatch, data, tmp_path, capsys)
         assert name in capsys.readouterr().err
         assert (tmp_path / "run" / name).read_text() == text
         (tmp_path / "run/thesis.tex").unlink(missing_ok=True)
+
+
+def test_a_pipe_among_the_images(train, copy, tmp_path):
+    """Whoever opens it would wait for ever."""
+    path = copy / "train2017" / first_name(json.loads((copy / "annotations/instances_train2017.json").read_text()))
+    path.unlink()
+    os.mkfifo(path)
+    assert "which instances_train2017.json lists, is no readable image" in sentence(*train(copy))
+    assert isinstance(pixels_of(path), Unreadable)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000])
+def test_a_name_that_no_file_has(train, copy, name):
+    changed(copy, having("images", 3, file_name=name))
+    assert "which instances_train2017.json lists, does not exist" in sentence(*train(copy))
+
+
+def test_an_annotation_file_that_cannot_be_read(train, copy):
+    path = copy / "annotations/instances_train2017.json"
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+    assert "instances_train2017.json cannot be read: " in sentence(*train(copy))
+
+
+def test_names_with_anything_in_them_are_told_in_one_line(train, tmp_path):
+    line = sentence(*train(tmp_path / "a\nb\x1b[31m\u202e"))
+    assert line.endswith(r"a\nb\x1b[31m\u202e is not a folder")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["custom_hooks=[1]"],
+        ["custom_hooks=x"],
+        ["model.bbox_head=1"],
+        [f"{small.LEARNING_RATE.split('.')[0]}=x"],
+        ["load_from=1"],
+        ["custom_imports=x"],
+    ],
+)
+def test_parts_of_another_kind(train, data, tmp_path, options):
+    assert " must be " in sentence(*train(data, "--cfg-options", *options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_that_cannot_be_read_leaves_nothing_to_tell(train, data, tmp_path, capfd):
+    """mmcv's temporary file, of which Python told after the command's sentence."""
+    (tmp_path / "bytes.py").write_bytes(b"\xff\xfe")
+    status, error = train(data, f"--config={tmp_path / 'bytes.py'}")
+    gc.collect()
+    assert "bytes.py cannot be: UnicodeDecodeError" in sentence(status, error)
+    assert error.splitlines()[-1].startswith("error: ")
+    assert "ignored" not in capfd.readouterr().err
+
+
+METAS = [
+    (torch.zeros(0), "meta must be a dict, got Tensor"),
+    ({"epoch": "3", "iter": 1}, "meta['epoch'] must be a whole number, got '3'"),
+    ({"epoch": 1, "iter": None}, "meta['iter'] must be a whole number, got None"),
+    ({"epoch": -1, "iter": 1}, "meta['epoch'] must be a whole number, got -1"),
+]
+
+
+@pytest.mark.parametrize(("meta", "words"), METAS)
+def test_what_a_checkpoint_tells_of_its_training(train, data, checkpoint, tmp_path, meta, words):
+    content = torch.load(checkpoint, weights_only=True)
+    (tmp_path / "run").mkdir()
+    torch.save({**content, "meta": meta}, tmp_path / "run/epoch_1.pth")
+    assert words in sentence(*train(data, "--resume"))
+
+
+def test_an_optimizer_state_that_is_none(train, data, checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    (tmp_path / "run").mkdir()
+    torch.save({**content, "meta": {"epoch": 1, "iter": 4}, "optimizer": [1]}, tmp_path / "run/epoch_1.pth")
+    assert "other groups of parameters in its optimizer" in sentence(*train(data, "--resume"))
+
+
+def test_no_checkpoint_to_go_on_from_is_whole(train, data, tmp_path):
+    (tmp_path / "run").mkdir()
+    for epoch in (1, 2):
+        (tmp_path / f"run/epoch_{epoch}.pth").write_bytes(b"PK")
+    line = sentence(*train(data, "--resume"))
+    assert "epoch_2.pth is no readable checkpoint" in line
+    assert "epoch_1.pth is no readable checkpoint" in line
+
+
+@pytest.mark.parametrize("classes", [7, torch.zeros(()), {"a": 1}, None, [torch.zeros(1)]])
+def test_classes_of_a_checkpoint_that_are_none(data, config, checkpoint, tmp_path, capfd, classes):
+    content = torch.load(checkpoint, weights_only=True)
+    meta = {"CLASSES": classes, "LABELS": classes, "dataset_meta": {"classes": classes}}
+    torch.save({**content, "meta": meta}, tmp_path / "odd.pth")
+    common = [f"--data-path={data}", f"--config={config}", "--device=cpu", f"--pth-path={tmp_path / 'odd.pth'}"]
+    assert testing.main([*common, f"--work-dir={tmp_path / 'test'}"]) == 0, capfd.readouterr().err

@@ -7,6 +7,7 @@ import os
 import pickle
 import pickletools
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -29,7 +30,8 @@ ZIP_DAMAGE = (zipfile.BadZipFile, NotImplementedError, RuntimeError, UnicodeDeco
 DOS_FOLDER = 0x10  # among a record's external attributes
 
 # What unpickling of false bytes may end with, as pickle's documentation has it, and torch's reading of tensors.
-_DAMAGE = (RuntimeError, EOFError, AttributeError, LookupError, ValueError, TypeError, AssertionError)
+_DAMAGE = (RuntimeError, EOFError, AttributeError, LookupError, ValueError, TypeError, AssertionError, OverflowError,
+           MemoryError, struct.error)  # fmt: skip
 
 # Names of a run's checkpoints: of those at the ends of epochs, and of the last in the middle of one.
 _NUMBERED = re.compile(r"(?:.+_)?(?:epoch|iter)_(\d+)\.pth")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+import cv2
 import numpy as np
 from torch.utils.data import get_worker_info
 
@@ -134,7 +135,14 @@ class Mixing:
         for _ in range(self.max_refetch):
             # Asked again, a step has to find the sample as it was: the dictionary is its own in any case.
             given = dict(sample) if type(transform) in self._gentle else copy.deepcopy(sample)
-            result: Results | None = transform(given)
+            try:
+                result: Results | None = transform(given)
+            except cv2.error as error:  # as of an image so narrow that its size has a side of 0 pixels
+                names = [
+                    part.get("img_path", part.get("filename")) for part in (sample, *sample.get("mix_results", ()))
+                ]
+                step = type(transform).__name__
+                raise ValueError(f"{step} cannot use one of {', '.join(map(str, names))}: {error.err}") from error
             if result is not None:
                 if type(transform) in self._gentle and "img" in result:
                     result["img"] = unmirrored(result["img"])

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
+import cv2
 import mmcv
 import mmdet.datasets.coco
 import numpy as np
@@ -218,6 +219,8 @@ class CocoDataset(StockCocoDataset, TrainingPart):
         """
         try:
             return super().prepare_test_img(idx)
+        except cv2.error as error:  # as of an image so narrow that its size has a side of 0 pixels
+            raise ValueError(f"{_path(self, self.infos[idx])} cannot be used: {error.err}") from error
         except AttributeError as error:
             name = _path(self, self.infos[idx])
             if os.path.isfile(name) and mmcv.imread(name) is None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -127,6 +128,17 @@ class CocoDataset(StockCocoDataset):
         if self._is_indexed:
             self._load_as_stock()
         return super()._copy_without_annotation(*args)
+
+    def prepare_data(self, idx: int) -> Any:
+        """See the stock class.
+
+        Raises:
+            ValueError: naming an image that OpenCV refuses, as one so narrow that its size has a side of 0 pixels.
+        """
+        try:
+            return super().prepare_data(idx)
+        except cv2.error as error:
+            raise ValueError(f"{self.get_data_info(idx).get('img_path')} cannot be used: {error.err}") from error
 
     @force_full_init  # type: ignore[untyped-decorator]
     def get_data_info(self, idx: int) -> Any:

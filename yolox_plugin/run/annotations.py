@@ -3,6 +3,7 @@
 import codecs
 import functools
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -73,7 +74,7 @@ def check_data(sources: Iterable[Source], root: Path | None, heads: int | None, 
     indexes: list[tuple[AnnotationIndex, Path]] = []
     trained: Source | None = None  # if the config's classes are all that it has
     for source in sources:
-        if trained is not None and not source.training and source.path.is_file():
+        if trained is not None and not source.training and os.path.isfile(source.path):
             check_same_classes(source.path, trained.classes, trained.path)
         files.append(check_file(source, root, heads, images))
         if source.training and list(source.classes) == classes_in(source.path):
@@ -90,7 +91,7 @@ def check_data(sources: Iterable[Source], root: Path | None, heads: int | None, 
 def check_file(source: Source, root: Path | None, heads: int | None, images: bool) -> Counts:
     """Checks an annotation file and its images."""
     path = source.path
-    if not path.is_file():
+    if not os.path.isfile(path):
         if root is not None and path.is_relative_to(root):
             raise InputError(f"--data-path {root} has no {path.relative_to(root)}")
         raise InputError(f"{path}, the ann_file of {source.part}, does not exist")
@@ -217,6 +218,8 @@ def _read(path: Path, *_: int) -> CocoFile:
         file = read_coco(path)
     except (ValueError, RecursionError) as error:  # also of numbers and depths that Python refuses
         raise InputError(f"{path} is no JSON file: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     parts = ("images", "annotations", "categories")
     if not isinstance(file.content, dict) or not all(isinstance(file.content.get(part), list) for part in parts):
         raise InputError(f"{path} must be an object with the lists {', '.join(parts)}")
@@ -377,14 +380,19 @@ def check_gts(source: Source, content: dict[str, Any]) -> None:
     )
 
 
+def _begins_as_image(path: Path) -> bool:
+    # At a pipe, OpenCV would wait for ever.
+    return os.path.isfile(path) and cv2.haveImageReader(str(path))
+
+
 def check_images(folder: Path, names: Sequence[str], annotations: Path) -> None:
     """Raises InputError if files are missing or do not begin as images do."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder} is not a folder")
     with ThreadPoolExecutor(16) as pool:  # waits for the disk more than it computes
-        readable = list(pool.map(lambda name: cv2.haveImageReader(str(folder / name)), names))
+        readable = list(pool.map(lambda name: _begins_as_image(folder / name), names))
     bad = [name for name, good in zip(names, readable, strict=True) if not good]
     if bad:
-        problem = "is no readable image" if (folder / bad[0]).exists() else "does not exist"
+        problem = "is no readable image" if os.path.exists(folder / bad[0]) else "does not exist"
         others = f", and {len(bad) - 1} more like it" if len(bad) > 1 else ""
-        raise InputError(f"{folder / bad[0]}, which {annotations.name} lists, {problem}{others}")
+        raise InputError(f"{folder / bad[0]!s:.300}, which {annotations.name} lists, {problem}{others}")

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from ..core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint
+from ..core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint, read_newest
 from ..detector import PreparedDetector
 from ..precision import has_bfloat16
 from .annotations import in_words
@@ -69,16 +71,19 @@ def content_of(option: str, path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is not there, or `DamagedCheckpoint` or `UnsafeCheckpoint` from it.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{option} {path} does not exist")
     try:
         content = read_checkpoint(path)
-        if not isinstance(content.get("meta") or {}, dict):
-            raise InputError(f"{option} {path}: meta must be a dict, got {type(content['meta']).__name__}")
+        meta = content.get("meta")
+        if not isinstance(meta, (dict, NoneType)):
+            raise InputError(f"{option} {path}: meta must be a dict, got {type(meta).__name__}")
         return content
     except (DamagedCheckpoint, UnsafeCheckpoint) as error:
         kind = "" if isinstance(error, UnsafeCheckpoint) else " is no checkpoint"
         raise InputError(f"{option}{kind}: {error}") from error
+    except OSError as error:
+        raise InputError(f"{option} {path} cannot be read: {error.strerror}") from error
 
 
 def check_checkpoint(model: Any, option: str, path: Path) -> dict[str, Any]:
@@ -89,15 +94,21 @@ def check_checkpoint(model: Any, option: str, path: Path) -> dict[str, Any]:
     """
     content = content_of(option, path)
     found, wanted = content["state_dict"], model.state_dict()
-    unfit = [name for name, value in wanted.items() if name not in found or found[name].shape != value.shape]
+    unfit = [name for name, value in wanted.items() if not _fits(found.get(name), value)]
     if unfit:
         name = unfit[0]
-        there = list(found[name].shape) if name in found else "nothing"
+        there = list(found[name].shape) if isinstance(found.get(name), Tensor) else type(found.get(name)).__name__
+        if name not in found:
+            there = "nothing"
         raise InputError(
             f"{option} {path} is of another model than --config: {len(unfit)} of {len(wanted)} tensors do not fit,"
             f" first {name}: expected {list(wanted[name].shape)}, got {there}"
         )
     return content
+
+
+def _fits(value: Any, wanted: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == wanted.shape
 
 
 class Built(NamedTuple):
@@ -109,7 +120,7 @@ class Built(NamedTuple):
 
 def check_resumable(built: Built, option: str, path: Path, length: dict[str, int], labels: dict[str, int]) -> None:
     """Raises InputError for a checkpoint of another model, optimizer or data set, for one that torch does not load, and
-    if nothing is left to train; of a damaged one, the runner goes back to the one before.
+    if nothing is left to train; of a damaged one, the runner goes back to the one before, which is checked then.
 
     Args:
         built: of `check_parts`.
@@ -121,23 +132,39 @@ def check_resumable(built: Built, option: str, path: Path, length: dict[str, int
     except InputError as error:
         if not isinstance(error.__cause__, DamagedCheckpoint):
             raise
-        return
+        try:
+            path, _ = read_newest(path, tell=lambda _: None)  # the runner tells
+        except ValueError as none:
+            raise InputError(f"{option}: {none}") from none
+        content = check_checkpoint(built.model, option, path)
     meta = content.get("meta") or {}
     if not {"epoch", "iter"} <= meta.keys():
         raise InputError(f"{option} {path} has weights alone, of no training that could go on: name it as load_from")
+    for unit in ("epoch", "iter"):
+        if type(meta[unit]) is not int or meta[unit] < 0:
+            raise InputError(f"{option} {path}: meta[{unit!r}] must be a whole number, got {meta[unit]!r:.40}")
     for unit, number in length.items():
         if meta[unit] >= number:
             raise InputError(f"{option} {path} has {meta[unit]} of {number} {unit}s: nothing is left to train")
     check_labels_of(meta, option, path, labels)
-    groups = [[len(group["params"]) for group in state["param_groups"]]
-              for state in (content.get("optimizer"), built.optimizer.state_dict()) if state]  # fmt: skip
-    if len(groups) == 2 and groups[0] != groups[1]:
+    state = content.get("optimizer")
+    if state is not None and groups_in(state) != groups_in(built.optimizer.state_dict()):
         raise InputError(f"{option} {path} is of a training with other groups of parameters in its optimizer")
+
+
+def groups_in(state: Any) -> list[int] | None:
+    """How many parameters each group of an optimizer's state has; None if it is no such state."""
+    groups = state.get("param_groups") if isinstance(state, dict) else None
+    if not isinstance(groups, list) or not isinstance(state.get("state"), dict):
+        return None
+    known = [group.get("params") for group in groups if isinstance(group, dict)]
+    return [len(params) for params in known if isinstance(params, list)]
 
 
 def check_labels_of(meta: dict[str, Any], option: str, path: Path, labels: dict[str, int]) -> None:
     """Raises InputError if a class has another label in a checkpoint of this plugin's than in the annotations."""
-    for label, name in enumerate(meta.get("LABELS", ())):
+    named = meta.get("LABELS")
+    for label, name in enumerate(map(str, named if isinstance(named, (list, tuple)) else ())):
         if labels.get(name, label) != label:
             raise InputError(
                 f"{option} {path} was trained with {name} as label {label}, but the annotations make it {labels[name]},"
@@ -150,17 +177,19 @@ def check_initial_weights(model: Any, option: str, name: str | None) -> None:
     to mmcv."""
     if not name or "://" in name:
         return
-    if not Path(name).is_file():
+    if not os.path.isfile(name):
         raise InputError(f"the config's {option}={name!r} does not exist")
     try:
         found = read_checkpoint(name)["state_dict"]
     except (DamagedCheckpoint, UnsafeCheckpoint) as error:
         raise InputError(f"the config's {option}: {error}") from error
+    except OSError as error:
+        raise InputError(f"the config's {option}={name!r} cannot be read: {error.strerror}") from error
     if not found.keys() & model.state_dict().keys():
         raise InputError(f"the config's {option}={name!r} has no tensor of the config's model")
 
 
-def check_trained_classes(trained: Sequence[str] | None, wanted: Sequence[str]) -> None:
-    """Warns of a model that was trained on other classes than the config's."""
-    if trained is not None and list(trained) != list(wanted):
+def check_trained_classes(trained: Sequence[str], wanted: Sequence[str]) -> None:
+    """Warns of a model that was trained on other classes than the config's, if it says on which."""
+    if trained and list(trained) != list(wanted):
         warn(f"the checkpoint was trained on {in_words(trained)}, the config's classes are {in_words(wanted)}")

@@ -1,9 +1,11 @@
 """What the commands do with a config, whichever MMDetection it is for."""
 
 import argparse
+import os
 import pprint
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from .messages import InputError
@@ -27,10 +29,71 @@ def config_file(name: str, folders: Sequence[Path]) -> Path:
         for one, other in (RECIPES, RECIPES[::-1]):
             known.setdefault(path.stem.replace(one, other), path)
     file = user_path(name) if name.endswith(".py") else known.get(name)
-    if file is None or not file.is_file():
+    if file is None or not os.path.isfile(file):
         there = dict.fromkeys(path.stem for path in known.values())
         raise InputError(f"--config must be a file or one of {', '.join(there)}, got {name}")
     return file
+
+
+LIST, TEXT = (list, tuple), (str, NoneType)
+PART, SEVERAL = (dict, NoneType), (dict, list, tuple, NoneType)
+OF_DATA_SETS: dict[str, tuple[type, ...]] = {
+    "pipeline": (*LIST, NoneType), "pipeline.*": (dict,), "data_root": TEXT, "metainfo": PART, "data_prefix": PART,
+    "data_prefix.**": TEXT, "filter_cfg": PART, "ann_file": (str, *LIST), "img_prefix": (str, *LIST, NoneType),
+    "classes": (str, *LIST, NoneType), "metainfo.classes": (str, *LIST, NoneType),
+}  # fmt: skip
+WORDS = {dict: "a dict", list: "a list", tuple: "a tuple", str: "a text", bool: "a bool", NoneType: "None"}
+
+
+def check_kinds(named: str, entries: Any, kinds: Mapping[str, tuple[type, ...]]) -> None:
+    """Raises InputError for what whoever reads it would find to be of another kind.
+
+    Args:
+        named: what to call the config.
+        kinds: by the names of a part and those around it, with * for each of several things, or one alone, and ** for
+            each entry of a dict. What is not there is left alone.
+    """
+    for name, wanted in kinds.items():
+        for place, value in found_at(entries, name.split(".")):
+            check_kind(named, place, value, wanted)
+
+
+def check_kind(named: str, place: str, value: Any, wanted: tuple[type, ...]) -> None:
+    """See `check_kinds`."""
+    if not isinstance(value, wanted):
+        words = " or ".join(WORDS[kind] for kind in wanted)
+        raise InputError(f"{named}: {place} must be {words}, got {value!r:.60}")
+
+
+def found_at(entries: Any, names: Sequence[str], around: str = "") -> Iterator[tuple[str, Any]]:
+    """Where parts of these names are in a config, and what is there."""
+    name, *inner = names
+    if name == "*":
+        found = list(enumerate(entries)) if isinstance(entries, LIST) else [("", entries)]
+    else:
+        known = entries if isinstance(entries, dict) else {}
+        found = [(key, value) for key, value in known.items() if name in (key, "**")]
+    for key, value in found:
+        place = f"{around}.{key}".strip(".")
+        if inner:
+            yield from found_at(value, inner, place)
+        else:
+            yield place, value
+
+
+def check_data_set(named: str, place: str, data: Any) -> None:
+    """Raises InputError for a data set, or several, that is no such thing, at any depth."""
+    if isinstance(data, LIST):
+        for number, part in enumerate(data):
+            check_data_set(named, f"{place}.{number}", part)
+        return
+    check_kind(named, place, data, (dict,))
+    check_kinds(f"{named}, {place}", data, OF_DATA_SETS)
+    inner = [key for key in ("dataset", "datasets") if key in data]
+    for key in inner:
+        check_data_set(named, f"{place}.{key}", data[key])
+    if not inner and "ann_file" not in data:
+        raise InputError(f"{named}: {place} has no ann_file")
 
 
 def with_plugin(imports: dict[str, Any] | None) -> dict[str, Any]:

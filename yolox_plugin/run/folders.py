@@ -11,8 +11,7 @@ import cv2
 
 from ..core.checkpoint import newest_checkpoint
 from .messages import InputError
-
-MAX_NAME = 255  # bytes
+from .options import MAX_NAME
 
 # What a run writes under these names, besides checkpoints and logs.
 WRITTEN = ("config.py", "result.json", "curves.png")

@@ -5,13 +5,21 @@ from collections.abc import Callable
 from typing import TypeVar
 
 
+def printable(text: str) -> str:
+    """The same in one line, which changes nothing on a terminal: names may have anything in them."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 class InputError(Exception):
     """Something that the user gave is missing or wrong; the message is one sentence for them."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 def warn(message: str) -> None:
     """One line for the user, of something that may be meant."""
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {printable(message)}", file=sys.stderr)
 
 
 T = TypeVar("T")

@@ -1,6 +1,7 @@
 """The options that training and evaluation share."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ class KeyValues(DictAction):
             raise argparse.ArgumentError(self, f"must be KEY=VALUE, got {strange[0]}")
         super().__call__(parser, namespace, values, option_string)
 
+
+MAX_NAME, MAX_PATH = 255, 4095  # bytes, of Linux
 
 STANDARD = "yolox_m_8x8_300e_coco"
 
@@ -120,7 +123,12 @@ def user_path(text: str) -> Path:
         text.encode()
     except UnicodeEncodeError as error:  # OpenCV crashes at such names
         raise argparse.ArgumentTypeError(f"must be text in UTF-8, got {text!a}") from error
-    return Path(text).expanduser()
+    path = Path(text).expanduser()
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    for length, most in ((longest, MAX_NAME), (len(os.fsencode(path)), MAX_PATH)):
+        if length > most:
+            raise argparse.ArgumentTypeError(f"{text:.80}... has a name of {length} bytes, of {most} that there may be")
+    return path
 
 
 def whole(text: str) -> int:

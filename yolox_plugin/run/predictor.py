@@ -1,6 +1,7 @@
 """A trained detector as a function of images: `from yolox_plugin import Detector`."""
 
 import importlib
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -66,7 +67,7 @@ class Detector:
         meta = content.get("meta") or {}
         entries = host.read_config(config) if config else host.saved_config(meta, path)
         weights = content["state_dict"].get(f"{CLASSIFIER}0.weight")
-        if config and weights is not None and "num_classes" in (entries["model"].get("bbox_head") or {}):
+        if config and weights is not None and "num_classes" in (entries.get("model", {}).get("bbox_head") or {}):
             entries["model"]["bbox_head"]["num_classes"] = len(weights)  # a config of this name is for other classes
         if device is not None:
             checks.check_devices(device, 1)
@@ -119,9 +120,15 @@ class Detector:
         read = []
         for source in sources:
             pixels = pixels_of(source)
-            sample = pixels if isinstance(pixels, Unreadable) else self.network.sample(pixels)
+            sample = pixels if isinstance(pixels, Unreadable) else self._sample(pixels)
             read.append((source, None if isinstance(pixels, Unreadable) else pixels, sample))
         return read
+
+    def _sample(self, pixels: Image) -> Any:
+        try:
+            return self.network.sample(pixels)
+        except cv2.error as error:  # as of an image so narrow that its size has a side of 0 pixels
+            return Unreadable(f"OpenCV, of {pixels.shape[1]} x {pixels.shape[0]} pixels: {error.err}")
 
     def _named(self, found: Any, labels: Any) -> Detections:
         order = np.argsort(-found[:, 4], kind="stable")
@@ -143,8 +150,11 @@ def pixels_of(source: Any, colours: int = cv2.IMREAD_COLOR) -> Any:
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
             raise ValueError(f"an image must be (h, w, 3) uint8, got {source.shape} {source.dtype}")
         return source
+    path = Path(source).expanduser()
+    if os.path.exists(path) and not os.path.isfile(path):  # at a pipe, whoever reads might wait for ever
+        return Unreadable("no file")
     try:
-        content = np.frombuffer(Path(source).expanduser().read_bytes(), np.uint8)
+        content = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:
         return Unreadable(error.strerror or str(error))
     try:

@@ -10,7 +10,12 @@ from .messages import InputError
 
 def has_config(meta: dict[str, Any]) -> bool:
     """Whether a checkpoint of MMDetection 2 or 3, or of this plugin, has the config of its training in it."""
-    return isinstance(meta.get("config") or meta.get("cfg"), str)
+    return _text_in(meta) is not None
+
+
+def _text_in(meta: dict[str, Any]) -> str | None:
+    texts = [meta.get(key) for key in ("config", "cfg")]  # of MMDetection 2, and of 3
+    return next((text for text in texts if isinstance(text, str) and text), None)
 
 
 def config_in(meta: dict[str, Any], path: object) -> dict[str, Any]:
@@ -23,8 +28,8 @@ def config_in(meta: dict[str, Any], path: object) -> dict[str, Any]:
     Raises:
         InputError: there is none, or it is more than values.
     """
-    text = meta.get("config") or meta.get("cfg")
-    if not isinstance(text, str):
+    text = _text_in(meta)
+    if text is None:
         raise InputError(f"--pth-path {path} has no config in it: name the one it was trained with by --config")
     try:
         entries = values_in(text)
@@ -62,9 +67,17 @@ def types_in(entries: Any) -> Iterator[Any]:
 
 def classes_in(meta: dict[str, Any]) -> tuple[str, ...]:
     """What a checkpoint of MMDetection 2 or 3 or of this plugin calls its classes; none if it does not say."""
+    return _names(meta.get("LABELS")) or config_classes_in(meta)  # LABELS are in the order of labels
+
+
+def config_classes_in(meta: dict[str, Any]) -> tuple[str, ...]:
+    """The same in the order of the training's config."""
     about = meta.get("dataset_meta")
-    named = meta.get("LABELS") or (about.get("classes") if isinstance(about, dict) else None) or meta.get("CLASSES")
-    return tuple(map(str, named)) if isinstance(named, (list, tuple)) else ()  # LABELS are in the order of labels
+    return _names(about.get("classes") if isinstance(about, dict) else None) or _names(meta.get("CLASSES"))
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, (list, tuple)) else ()
 
 
 def values_in(text: str) -> dict[str, Any]:

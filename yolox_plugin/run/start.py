@@ -35,7 +35,7 @@ def own_classes(paths: Sequence[Path]) -> list[str]:
     if given := os.environ.get(CLASSES):
         found: list[str] = json.loads(given)
         return found
-    return classes_in(paths[0]) if paths[0].is_file() else []
+    return classes_in(paths[0]) if os.path.isfile(paths[0]) else []
 
 
 def check_start(args: argparse.Namespace, data: Checked, model: Any) -> Ready:

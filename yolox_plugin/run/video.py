@@ -22,6 +22,8 @@ def is_video(path: Path) -> bool:
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """OpenCV's reader of a file. Raises InputError if it has none for this one."""
+    if not path.is_file():  # at a pipe, OpenCV would wait for ever
+        raise InputError(f"{path} is no file")
     reader = cv2.VideoCapture(str(path))
     try:
         if not reader.isOpened():

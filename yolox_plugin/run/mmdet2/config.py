@@ -2,9 +2,12 @@
 
 import argparse
 import copy
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, TypeVar
 
 import mmdet
 import mmdet.datasets
@@ -13,7 +16,19 @@ from mmcv.utils import import_modules_from_strings
 from mmdet.datasets import DATASETS
 from mmdet.utils import compat_cfg, get_device, replace_cfg_vals
 
-from ..configs import config_file, heads_of, leaves, listed, with_plugin
+from ..configs import (
+    LIST,
+    PART,
+    SEVERAL,
+    TEXT,
+    check_data_set,
+    check_kinds,
+    config_file,
+    heads_of,
+    leaves,
+    listed,
+    with_plugin,
+)
 from ..layouts import Part, find_layout, part_of
 from ..messages import InputError, described
 from ..saved_config import types_in
@@ -21,7 +36,22 @@ from ..splits import split_parts
 
 CONFIG_DIRS = (Path(__file__).parents[2] / "configs", Path(mmdet.__file__).parent / ".mim/configs/yolox")
 
+T = TypeVar("T")
+
 SPLITS = ("train", "val", "test")
+
+# Of what is read, see `check_kinds`.
+KINDS: dict[str, tuple[type, ...]] = {
+    "model.bbox_head": PART, "model.type": (str,), "data.train_dataloader": PART,
+    "data.val_dataloader": PART, "data.test_dataloader": PART, "runner": (dict,), "lr_config": PART,
+    "lr_config.policy": (str,), "optimizer": (dict,), "optimizer_config": PART, "log_config": PART,
+    "log_config.hooks": (*LIST, NoneType), "log_config.hooks.*": (dict,), "log_config.hooks.*.type": (str,),
+    "checkpoint_config": PART, "evaluation": PART, "evaluation.dynamic_intervals": (*LIST, NoneType),
+    "workflow": (*LIST, NoneType), "workflow.*": LIST, "auto_scale_lr": PART, "custom_imports": PART,
+    "custom_imports.imports": (str, *LIST, NoneType), "custom_hooks": SEVERAL, "custom_hooks.*": PART,
+    "load_from": TEXT, "resume_from": TEXT,
+    "data_root": TEXT, "fp16": PART,
+}  # fmt: skip
 
 # What MMDetection's training reads and a config may leave out, or have as None.
 DEFAULTS: dict[str, Any] = {
@@ -42,20 +72,17 @@ def load_config(args: argparse.Namespace, saved: dict[str, Any] | None = None) -
     """
     if saved is None:
         file = config_file(args.config, CONFIG_DIRS)
-        cfg = described(f"file {file}", lambda: replace_cfg_vals(Config.fromfile(str(file))))
+        cfg = read_file(file)
         work_dir, named = Path("work_dirs") / file.stem, f"--config {args.config}"
     else:
         import_modules_from_strings(**with_plugin(saved.get("custom_imports")))
         check_registered(saved, f"the config in --pth-path {args.pth_path}")
         cfg, work_dir, named = Config(saved), args.pth_path.parent, f"the config in --pth-path {args.pth_path}"
-    if not isinstance(cfg.get("data"), dict) or not isinstance(cfg.get("model"), dict):
-        raise InputError(f"{named} must have model and data, as of MMDetection 2")
-    for split in SPLITS:
-        if cfg.data.get(split) is None:
-            raise InputError(f"{named} has no data.{split}")
+    check_shape(named, cfg)
     if args.data_path is not None:
         point_to(cfg, args.data_path.absolute(), whole=getattr(args, "val_fraction", None) is not None)
     described("--cfg-options", lambda: cfg.merge_from_dict(args.cfg_options))
+    check_shape(named, cfg)
     cfg = described("shape", lambda: compat_loaders(cfg))
     for key, value in DEFAULTS.items():
         if cfg.get(key) is None:
@@ -64,6 +91,39 @@ def load_config(args: argparse.Namespace, saved: dict[str, Any] | None = None) -
     cfg.device = args.device or get_device()
     cfg.custom_imports = with_plugin(cfg.get("custom_imports"))
     return cfg
+
+
+def read_file(file: Path) -> Config:
+    """A config file's.
+
+    Raises:
+        InputError: none that Python or mmcv can read.
+    """
+    return described(f"file {file}", lambda: replace_cfg_vals(without_rest(lambda: Config.fromfile(str(file)))))
+
+
+def without_rest(make: Callable[[], T]) -> T:
+    """What `make` makes. Where mmcv fails, it leaves a file open in a folder that is gone, of which Python would tell
+    after all that the command says."""
+    try:
+        return make()
+    except BaseException as error:
+        before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        traceback.clear_frames(error.__traceback__)
+        sys.unraisablehook = before
+        raise
+
+
+def check_shape(named: str, cfg: Config) -> None:
+    """Raises InputError unless the config, of this name, has a model and data sets, and parts of the kinds that those
+    who read them expect."""
+    if not isinstance(cfg.get("data"), dict) or not isinstance(cfg.get("model"), dict):
+        raise InputError(f"{named} must have model and data, as of MMDetection 2")
+    check_kinds(named, cfg._cfg_dict, KINDS)
+    for split in SPLITS:
+        if cfg.data.get(split) is None:
+            raise InputError(f"{named} has no data.{split}")
+        check_data_set(named, f"data.{split}", cfg.data[split])
 
 
 def point_to(cfg: Config, root: Path, whole: bool = False) -> None:

@@ -1,5 +1,6 @@
 """Which files MMDetection 2.28's data sets read, and what it does not read of them."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,12 +91,14 @@ def classes_of(leaf: Any, split: str) -> Sequence[str]:
     if kind is None or not issubclass(kind, mmdet.datasets.CocoDataset):
         raise InputError(f"data.{split} must be read by a CocoDataset, got {leaf.type}")
     classes = leaf.get("classes")
-    if isinstance(classes, str) and not Path(classes).is_file():
+    if isinstance(classes, str) and not os.path.isfile(classes):
         raise InputError(
             f"classes={classes!r} of data.{split} is a string, which MMDetection takes for a file with a class a line,"
             f" and there is none: for one class write ({classes!r},)"
         )
     wanted: Sequence[str] = kind.get_classes(classes)
+    if not all(isinstance(name, str) for name in wanted):
+        raise InputError(f"classes of data.{split} must be names, got {wanted!r:.60}")
     if len(set(wanted)) < len(wanted):
         raise InputError(f"classes of data.{split} must differ, got {in_words(wanted)}")
     return wanted

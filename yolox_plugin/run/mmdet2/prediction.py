@@ -12,14 +12,14 @@ from mmcv.parallel import collate
 from mmcv.utils import import_modules_from_strings
 from mmdet.datasets import replace_ImageToTensor
 from mmdet.datasets.pipelines import Compose
-from mmdet.utils import get_device, replace_cfg_vals
+from mmdet.utils import get_device
 
 from ...mmdet2.ddp import build_dp
 from .. import checks
-from ..configs import config_file, with_plugin
+from ..configs import PART, check_kinds, config_file, with_plugin
 from ..messages import InputError, described
 from ..saved_config import config_in
-from .config import CONFIG_DIRS, check_registered
+from .config import CONFIG_DIRS, KINDS, check_registered, read_file
 from .evaluation import load_model
 
 HOST = f"MMDetection {mmdet.__version__}"
@@ -28,7 +28,8 @@ HOST = f"MMDetection {mmdet.__version__}"
 def read_config(name: str) -> dict[str, Any]:
     """The entries of a config file, or of a config that has this name."""
     file = config_file(name, CONFIG_DIRS)
-    entries: dict[str, Any] = described(f"file {file}", lambda: replace_cfg_vals(Config.fromfile(str(file)))).to_dict()
+    entries: dict[str, Any] = read_file(file).to_dict()
+    check_kinds(f"--config {name}", entries, {"model": (dict,), **KINDS})
     return entries
 
 
@@ -44,7 +45,8 @@ class Network:
 
     def __init__(self, entries: dict[str, Any], checkpoint: Path, device: str | None, amp: str) -> None:
         """Raises InputError for a config that is of another MMDetection."""
-        test = entries.get("data", {}).get("test")
+        check_kinds("the config", entries, {"data": PART, "model": (dict,), **KINDS})
+        test = (entries.get("data") or {}).get("test")
         if not isinstance(test, dict) or not isinstance(test.get("pipeline"), list):
             raise InputError(
                 f"the config has no data.test.pipeline, which {HOST} detects with: if it is of another,"

@@ -4,6 +4,7 @@ import argparse
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import mmdet
@@ -17,7 +18,19 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import Registry, init_default_scope
 from mmengine.utils import import_modules_from_strings
 
-from ..configs import config_file, heads_of, leaves, listed, with_plugin
+from ..configs import (
+    LIST,
+    PART,
+    SEVERAL,
+    TEXT,
+    check_data_set,
+    check_kinds,
+    config_file,
+    heads_of,
+    leaves,
+    listed,
+    with_plugin,
+)
 from ..layouts import Part, find_layout, part_of
 from ..messages import InputError, described
 from ..saved_config import types_in
@@ -29,6 +42,19 @@ CONFIG_DIRS = (Path(__file__).parents[2] / "configs/mmdet3", Path(mmdet.__file__
 NMS = ("nms", "soft_nms", "nms_match")
 
 SPLITS = ("train", "val", "test")
+
+# Of what is read, see `check_kinds`.
+KINDS: dict[str, tuple[type, ...]] = {
+    "model.bbox_head": PART, "model.data_preprocessor": PART, "train_cfg": PART, "val_cfg": PART, "test_cfg": PART,
+    "optim_wrapper": PART, "optim_wrapper.optimizer": PART, "param_scheduler": SEVERAL, "param_scheduler.*": PART,
+    "custom_hooks": SEVERAL, "custom_hooks.*": PART,
+    "default_hooks": PART, "default_hooks.**": PART, "env_cfg": PART, "env_cfg.mp_cfg": PART, "env_cfg.dist_cfg": PART,
+    "log_processor": PART, "visualizer": PART, "visualizer.vis_backends": (*LIST, NoneType),
+    "visualizer.vis_backends.*": (dict,), "auto_scale_lr": PART, "custom_imports": PART,
+    "custom_imports.imports": (str, *LIST, NoneType), "load_from": TEXT, "resume": (bool, NoneType),
+    "randomness": PART, "default_scope": TEXT, "data_root": TEXT, "val_evaluator": SEVERAL, "val_evaluator.*": PART,
+    "test_evaluator": SEVERAL, "test_evaluator.*": PART,
+}  # fmt: skip
 
 # What is read here and a config may leave out, or have as None.
 DEFAULTS: dict[str, Any] = {
@@ -77,10 +103,13 @@ def check_shape(named: str, cfg: Config) -> None:
     """Raises InputError unless the config, of this name, has a model, and its loaders data sets."""
     if not isinstance(cfg.get("model"), dict):
         raise InputError(f"{named} must have a model")
+    check_kinds(named, cfg._cfg_dict, KINDS)
     for split in SPLITS:
         loader = cfg.get(f"{split}_dataloader")
         if loader is not None and (not isinstance(loader, dict) or not isinstance(loader.get("dataset"), dict)):
             raise InputError(f"{named} has no {split}_dataloader with a dataset")
+        if loader is not None:
+            check_data_set(named, f"{split}_dataloader.dataset", loader["dataset"])
 
 
 def point_to(cfg: Config, root: Path, whole: bool = False) -> None:

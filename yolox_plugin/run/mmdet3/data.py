@@ -1,5 +1,6 @@
 """Which files MMDetection 3's data sets read, and what it does not read of them."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,15 @@ def classes_of(leaf: Any, part: str) -> Sequence[str]:
         raise InputError(f"{part} must be read by a CocoDataset, got {leaf.type}")
     classes = (leaf.get("metainfo") or {}).get("classes")
     if isinstance(classes, str):
-        if not Path(classes).is_file():
+        if not os.path.isfile(classes):
             raise InputError(
                 f"metainfo.classes={classes!r} of {part} is a string, which MMDetection takes for a file with a class a"
                 f" line, and there is none: for one class write ({classes!r},)"
             )
         classes = Path(classes).read_text().splitlines()
     wanted: Sequence[str] = kind.METAINFO["classes"] if classes is None else classes
+    if not all(isinstance(name, str) for name in wanted):
+        raise InputError(f"metainfo.classes of {part} must be names, got {wanted!r:.60}")
     if len(set(wanted)) < len(wanted):
         raise InputError(f"metainfo.classes of {part} must differ, got {in_words(wanted)}")
     return wanted

@@ -24,6 +24,7 @@ from .. import annotations, checks, report
 from ..annotations import Source
 from ..configs import heads_of
 from ..messages import InputError
+from ..saved_config import config_classes_in
 from . import checks as parts
 from .config import adopt_classes, load_config
 from .data import sources
@@ -46,8 +47,7 @@ def check(args: argparse.Namespace, cfg: Config) -> list[Source]:
     content = checks.check_checkpoint(model, "--pth-path", args.pth_path)
     checks.prepare_for_inference(model, cfg.device, args.amp)  # to see whether it can
     meta = content.get("meta") or {}
-    trained = (meta.get("dataset_meta") or {}).get("classes", meta.get("CLASSES"))  # the latter in MMDetection 2.28's
-    checks.check_trained_classes(trained, found[0].classes)
+    checks.check_trained_classes(config_classes_in(meta), found[0].classes)
     checks.check_labels_of(meta, "--pth-path", args.pth_path, labels)
     return found
 

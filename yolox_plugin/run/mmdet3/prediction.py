@@ -12,10 +12,10 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from .. import checks
-from ..configs import config_file, with_plugin
+from ..configs import PART, check_kinds, config_file, with_plugin
 from ..messages import InputError, described
 from ..saved_config import config_in
-from .config import CONFIG_DIRS, check_registered
+from .config import CONFIG_DIRS, KINDS, check_registered
 from .evaluation import load_model
 
 HOST = f"MMDetection {mmdet.__version__}"
@@ -25,6 +25,7 @@ def read_config(name: str) -> dict[str, Any]:
     """The entries of a config file, or of a config that has this name."""
     file = config_file(name, CONFIG_DIRS)
     entries: dict[str, Any] = described(f"file {file}", lambda: Config.fromfile(str(file))).to_dict()
+    check_kinds(f"--config {name}", entries, {"model": (dict,), **KINDS})
     return entries
 
 
@@ -40,6 +41,9 @@ class Network:
 
     def __init__(self, entries: dict[str, Any], checkpoint: Path, device: str | None, amp: str) -> None:
         """Raises InputError for a config that is of another MMDetection."""
+        check_kinds("the config", entries, {
+            "model": (dict,), "test_dataloader": PART, "test_dataloader.dataset": PART, **KINDS,
+            "test_dataloader.dataset.pipeline.*": (dict,)})  # fmt: skip
         dataset = (entries.get("test_dataloader") or {}).get("dataset") or {}
         if not isinstance(dataset.get("pipeline"), (list, tuple)):
             raise InputError(

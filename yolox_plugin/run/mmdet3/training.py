@@ -45,10 +45,10 @@ MORE_WORKERS, CACHE = "train_dataloader.num_workers=N", "train_dataloader.datase
 def configure(args: argparse.Namespace) -> Config:
     """The config with everything the options say, except what depends on the size of the data set (`schedule`)."""
     cfg = load_config(args)
-    adopt_classes(cfg, lambda: own_classes([source.path for source in sources(cfg, ["train"])]))
     for key in ("train_dataloader", "train_cfg", "optim_wrapper"):
         if not isinstance(cfg.get(key), dict):
             raise InputError(f"--config {args.config} has no {key}")
+    adopt_classes(cfg, lambda: own_classes([source.path for source in sources(cfg, ["train"])]))
     if "max_epochs" not in cfg.train_cfg and "max_iters" not in cfg.train_cfg:
         raise InputError(f"--config {args.config} has neither max_epochs nor max_iters in train_cfg")
     if args.img_size:
