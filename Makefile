@@ -2,7 +2,7 @@
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 BIN := .venv/bin
 
-.PHONY: demo test test-mmdet2 test-mmdet3 test-faults test-onedl test-gpu test-npu test-npu-old test-torch test-torch-newest test-sanitize lint bench bench-npu measure figures aarch64 test-aarch64 clean
+.PHONY: demo test test-mmdet2 test-mmdet3 test-faults test-threads test-onedl test-gpu test-npu test-npu-old test-torch test-torch-newest test-sanitize lint bench bench-npu measure figures aarch64 test-aarch64 clean
 
 .venv/ready: $(SOURCES) scripts/setup_env.sh
 	@bash scripts/setup_env.sh
@@ -22,7 +22,7 @@ demo: .venv/ready
 test: test-npu test-mmdet2 test-mmdet3
 
 # Up to four tests at once, each with one thread: more threads than cores wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal --durations=10 --ignore=tests/faults
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal --durations=10
 
 test-mmdet2: .venv/full
 	@echo "== MMDetection 2.28.2"
@@ -30,14 +30,17 @@ test-mmdet2: .venv/full
 
 test-mmdet3: .venv/full
 	@echo "== MMDetection 3.3.0"
-	$(MMDET3) $(PYTEST) tests/core tests/mmdet3 tests/run
+	$(MMDET3) $(PYTEST) tests/mmdet3 tests/run
 
 # Kills, full disks, two machines, malformed inputs, random operands, in the numbers that the docs name; hours of some
 # machines' time, and root. Not part of `make test`.
-FAULTS := OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults --hypothesis-profile=faults -n 2 --dist worksteal -rA
-test-faults: .venv/full
-	$(FAULTS)
-	$(MMDET3) $(FAULTS)
+FAULTS := OMP_NUM_THREADS=1 $(BIN)/pytest --hypothesis-profile=faults -n 2 --dist worksteal -rA
+test-faults: .venv/full test-threads
+	PATH="$(CURDIR)/$(BIN):$$PATH" YOLOX_OPS_SANITIZE=address \
+	  $(BIN)/pip install --quiet --no-build-isolation --no-deps --upgrade --target build/sanitize .
+	$(SANITIZED) OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults/test_operators.py tests/faults/test_threads.py --hypothesis-profile=faults
+	$(FAULTS) tests/faults/test_cache.py tests/faults/test_inputs.py tests/faults/test_ends.py tests/faults/test_machines.py
+	$(MMDET3) $(FAULTS) tests/faults/test_inputs.py tests/faults/test_ends.py tests/faults/test_machines.py
 
 # Where there is a GPU; not part of `make test`, in which no test sees one.
 test-gpu: .venv/full
@@ -92,6 +95,18 @@ test-sanitize: .venv/full
 	  $(BIN)/pip install --quiet --no-build-isolation --no-deps --upgrade --target build/sanitize .
 	$(SANITIZED) $(BIN)/python -c 'from yolox_ops import _C; assert _C.sanitizers, "not the sanitized build"'
 	$(SANITIZED) $(BIN)/pytest tests/ops -m "not compile"
+
+# Python, torch and OpenMP are not instrumented; openmp_edges.c tells what OpenMP orders. First: is a planted race found?
+THREADS := PYTHONPATH="$(CURDIR)/build/tsan" PYTHONSAFEPATH=1 OMP_NUM_THREADS=3 \
+	TSAN_OPTIONS="halt_on_error=1 exitcode=66 report_thread_leaks=0 suppressions=$(CURDIR)/tests/faults/thread_sanitizer.txt" \
+	LD_PRELOAD="$(shell c++ -print-file-name=libtsan.so) $(CURDIR)/build/tsan/openmp_edges.so"
+test-threads: .venv/full
+	PATH="$(CURDIR)/$(BIN):$$PATH" YOLOX_OPS_SANITIZE=thread \
+	  $(BIN)/pip install --quiet --no-build-isolation --no-deps --upgrade --target build/tsan .
+	cc -O1 -shared -fPIC -o build/tsan/openmp_edges.so tests/faults/openmp_edges.c -ldl
+	$(THREADS) $(BIN)/python -c 'import torch, yolox_ops; torch.ops.yolox_ops.planted_race(1 << 20)' 2>&1 | grep -q "data race .*planted_race.cpp"
+	$(THREADS) $(BIN)/python tests/ops/digests.py >/dev/null
+	$(THREADS) $(BIN)/pytest tests/faults/test_threads.py tests/ops -m "not compile and not slow"
 
 bench: .venv/full
 	$(BIN)/python benchmarks/ops_bench.py

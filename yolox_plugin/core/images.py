@@ -99,7 +99,7 @@ class EncodedImage(Deferred):
             try:
                 self._pixels = self._decode(self._data) if self._data else None
             except cv2.error as error:  # of sizes that it refuses
-                raise ValueError(f"{self._name} is no readable image: {error.err}") from error
+                raise UnreadableImage(f"{self._name} is no readable image: {error.err}") from error
             if self._pixels is None:
                 raise UnreadableImage(f"{self._name} is no readable image ({len(self._data)} bytes)")
             if self._keep is not None:
