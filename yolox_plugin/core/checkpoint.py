@@ -211,9 +211,18 @@ def newest_checkpoint(work_dir: Path) -> Path | None:
     latest, mid_epoch = work_dir / "latest.pth", work_dir / MID_EPOCH
     numbered = [(int(match[1]), path) for path in work_dir.glob("*.pth") if (match := _NUMBERED.fullmatch(path.name))]
     whole = latest if latest.exists() else max(numbered)[1] if numbered else None
-    if mid_epoch.is_file() and (whole is None or epochs_of(whole) < epochs_of(mid_epoch)):
+    if mid_epoch.is_file() and (whole is None or is_newer(mid_epoch, whole)):
         return mid_epoch
     return whole
+
+
+def is_newer(mid_epoch: Path, whole: Path) -> bool:
+    """Whether a checkpoint in the middle of an epoch comes after one at the end of an epoch; of a damaged one its time
+    tells, so that it is reported, but only until there is another one."""
+    epochs = epochs_of(mid_epoch)
+    if epochs == float("inf"):
+        return mid_epoch.stat().st_mtime_ns > whole.stat().st_mtime_ns
+    return epochs_of(whole) < epochs
 
 
 def epochs_of(checkpoint: Path) -> float:

@@ -16,7 +16,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.runner.checkpoint import save_checkpoint as stock_save_checkpoint
 
 from ..core import mid_epoch
-from ..core.checkpoint import MID_EPOCH, epochs_of, named, newest_checkpoint, numpy_globals, read_newest, write_whole
+from ..core.checkpoint import MID_EPOCH, is_newer, named, newest_checkpoint, numpy_globals, read_newest, write_whole
 from ..core.ranks import Parts
 
 
@@ -89,7 +89,7 @@ class CheckpointHook(StockCheckpointHook):
         elif (latest := find_latest_checkpoint(runner.work_dir)) is not None and Path(latest).is_file():
             named = Path(latest)
             newer = Path(runner.work_dir, MID_EPOCH)
-            if newer.is_file() and epochs_of(named) < epochs_of(newer):
+            if newer.is_file() and is_newer(newer, named):
                 named = newer
         elif (newest := newest_checkpoint(Path(runner.work_dir))) is not None:
             named = newest

@@ -16,6 +16,7 @@ from ..core.ranks import rank_and_world_size
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 ANSWER_WITHIN = 5  # seconds, of ranks that are asked whether they are there
 _KILLED_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (is killed by signal: ([\w ]+)|exited unexp)")
+_NO_SHARED_MEMORY = re.compile(r"unable to \w+ shared memory\(shm\)|unable to (write|resize|mmap).*</torch_")
 _OF_WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.")
 
 
@@ -28,8 +29,10 @@ def sentence_about(error: Exception) -> str | None:
         return text
     if isinstance(error, OSError) and (error.errno in FULL or error.filename):
         return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-    if killed := _KILLED_WORKER.search(text):
+    if killed := _KILLED_WORKER.search(f"{error.__cause__} {text}"):
         return _of_killed_worker((killed[2] or "").strip())
+    if _NO_SHARED_MEMORY.search(text):
+        return _of_killed_worker("Bus error")
     if isinstance(error, RuntimeError) and rank_and_world_size()[1] > 1 and (absent := absent_ranks()):
         named = f"process {absent[0]}" if len(absent) == 1 else f"processes {', '.join(map(str, absent))}"
         return f"{named} of {rank_and_world_size()[1]} did not answer: {text.strip().splitlines()[0]:.200}"

@@ -84,17 +84,23 @@ def interrupted() -> int:
 
 # Those by which schedulers tell a job that it has to end.
 ENDING = (signal.SIGTERM, signal.SIGUSR1)
+TWICE = 5  # seconds after which a signal is a second one
 
 
 @contextlib.contextmanager
 def signals_to(take: Callable[[int], None]) -> Iterator[None]:
-    """Within it, `take` gets the number of a signal to end, once; another one ends this process at once."""
+    """Within it, `take` gets the number of a signal to end, once; another one, some seconds later, ends this process at
+    once. Until then it may be the same, which a scheduler has sent to all processes and the command handed on."""
     before = {number: signal.getsignal(number) for number in ENDING}
+    first: list[float] = []
 
     def heard(number: int, _: object) -> None:
-        for each in ENDING:
-            signal.signal(each, signal.SIG_DFL)
-        take(number)
+        if not first:
+            first.append(time.monotonic())
+            take(number)
+        elif time.monotonic() - first[0] > TWICE:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     for number in ENDING:
         signal.signal(number, heard)
