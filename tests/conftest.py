@@ -25,10 +25,6 @@ if os.environ.get("YOLOX_TEST_GPU") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     collect_ignore += ["ops/test_cuda.py", "mmdet2/test_cuda.py", "mmdet3/test_cuda.py"]
 
-# Those of `make test-faults` want root, for networks of their own, and take minutes.
-if os.environ.get("YOLOX_TEST_FAULTS") != "1":
-    collect_ignore.append("faults")
-
 
 def _situation(
     seed: int, gts: int = 8, size: int = 160, classes: int = 80, kind: str = "trained", batch: int = 1

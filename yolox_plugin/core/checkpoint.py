@@ -31,7 +31,7 @@ DOS_FOLDER = 0x10  # among a record's external attributes
 
 # What unpickling of false bytes may end with, as pickle's documentation has it, and torch's reading of tensors.
 _DAMAGE = (RuntimeError, EOFError, AttributeError, LookupError, ValueError, TypeError, AssertionError, OverflowError,
-           MemoryError, struct.error)  # fmt: skip
+           struct.error)  # fmt: skip
 
 # Names of a run's checkpoints: of those at the ends of epochs, and of the last in the middle of one.
 _NUMBERED = re.compile(r"(?:.+_)?(?:epoch|iter)_(\d+)\.pth")
