@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
-SECONDS = 30.0  # after which a command hangs
+SECONDS = 60.0  # after which a command hangs
 CASES = 200  # of a process: what one leaves in it does not stay for all
 # Where a command may write: what the cases name, the current folder, and that beside a checkpoint for an evaluation.
 PLACES = ("out", "here", "test")

@@ -83,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = os.environ.get(START)
     start = float(given or time.time())
     alone = args.devices == 1 and not args.max_restarts and args.nnodes is None
+    cfg = None  # while it is read, Ctrl-C may come
     try:
         cfg = host.configure(args)
         work_dir = Path(cfg.work_dir)
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {sentence}", file=sys.stderr, flush=True)
         status = 1
-    if status not in (0, 2) and not launch.is_child() and newest_checkpoint(Path(cfg.work_dir)):
+    if cfg is not None and status not in (0, 2) and not launch.is_child() and newest_checkpoint(Path(cfg.work_dir)):
         print(f"The same command with --resume goes on from the newest checkpoint in {cfg.work_dir}.", file=sys.stderr)
     return status
 
