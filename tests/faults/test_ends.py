@@ -5,12 +5,13 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from jobs import Job, differences
-from tiny import small
+from tiny import ENV, small
 
 from yolox_plugin.run.demo_data import make_dataset
 
@@ -189,6 +190,20 @@ def test_a_disk_that_becomes_full(job, whole, disk, tmp_path, left):
     again = job(*processes(1), "--resume", work_dir=small_disk / "run")
     assert again.end(300) == 0, again.text[-4000:]
     assert differences(small_disk / "run", whole(1)) == []
+
+
+def test_an_evaluation_on_a_full_disk(whole, options, disk, tmp_path):
+    full = disk(tmp_path / "disk", "1m")
+    (full / "test").mkdir()
+    fill(full)
+    checkpoint = whole(1) / f"epoch_{EPOCHS}.pth"
+    process = subprocess.run(
+        [sys.executable, "-m", "yolox_plugin.test", *options, f"--pth-path={checkpoint}", "--device=cpu",
+         f"--work-dir={full / 'test'}"], env=ENV, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert process.returncode == 1
+    assert "error: No space left on device" in process.stderr, process.stderr[-3000:]
+    assert not list((full / "test").glob("*.json"))
 
 
 def test_a_disk_that_becomes_read_only(job, whole, disk, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import subprocess
 from importlib.metadata import version
 
 import pytest
@@ -123,6 +124,18 @@ def test_a_machine_that_comes_back_to_a_command_that_waits(pair, trained):
     assert back.ended() == 0, back.told()
     assert "has come from machine-a (node 0)" in back.told()
     check_same_bits(a.work_dir, trained[0])
+
+
+def test_a_cable_that_is_cut(pair):
+    """Nothing is reset then: both wait as long as they are told, and end."""
+    a, _ = pair.machines
+    commands = pair.start("train", "--timeout-minutes=0.2", *OPTIONS)
+    pair.wait_for(a.work_dir / "epoch_1.pth", commands)
+    subprocess.run(["ip", "-n", a.namespace, "link", "set", "net0", "down"], check=True)
+    for command in commands:
+        assert command.ended() == 1, command.told()
+        assert "error: " in command.told(), command.told()
+    assert "--resume goes on" in commands[0].told()
 
 
 def check_refused(pair, commands, words, untouched=True):

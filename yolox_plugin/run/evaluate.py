@@ -22,6 +22,7 @@ from . import analysis, folders, launch, machines, report, terminal
 from .analysis_pictures import draw_confusion, draw_precision_recall, draw_worst
 from .annotations import Source
 from .checks import content_of
+from .failures import explained
 from .layouts import find_layout
 from .messages import InputError, warn
 from .options import STANDARD, add_options, options_of, user_path
@@ -76,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return launch.interrupted()
+    except Exception as error:
+        return explained(error)
     return launch.run_processes("yolox_plugin.test", arguments, args, cfg.device, restarts=0)
 
 

@@ -4,6 +4,7 @@ import datetime
 import errno
 import os
 import re
+import sys
 import time
 from typing import Any
 
@@ -18,6 +19,15 @@ ANSWER_WITHIN = 5  # seconds, of ranks that are asked whether they are there
 _KILLED_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (is killed by signal: ([\w ]+)|exited unexp)")
 _NO_SHARED_MEMORY = re.compile(r"unable to \w+ shared memory\(shm\)|unable to (write|resize|mmap).*</torch_")
 _OF_WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.")
+
+
+def explained(error: Exception) -> int:
+    """Prints the sentence about an error; the status to end with. Raises the error if there is none."""
+    sentence = sentence_about(error)
+    if sentence is None:
+        raise error
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    return 1
 
 
 def sentence_about(error: Exception) -> str | None:

@@ -96,9 +96,25 @@ def versions() -> dict[str, str]:
     return found
 
 
+def write_text_whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all; one that is there stays until then.
+
+    Raises:
+        OSError: with the file's name, as of a full disk.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text)
+        part.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def write_result(work_dir: Path, result: dict[str, Any]) -> None:
     """Writes result.json and prints the final lines, with the words of the ModelZoo's scripts."""
-    (work_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_text_whole(work_dir / "result.json", json.dumps(result, indent=2) + "\n")
     rate, mean_ap = result["images_per_second"], result.get("mAP")
     print("------------------ Final result ------------------")
     print(f"Final Performance images/sec : {'not measured' if rate is None else format(rate['median'], '.2f')}")

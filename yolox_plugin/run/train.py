@@ -29,7 +29,7 @@ from ..core.ranks import agreed, gathered
 from ..hosts import find_host
 from . import folders, initial_weights, launch, machines, report, sharing, terminal, where
 from . import start as starting
-from .failures import sentence_about
+from .failures import explained
 from .messages import InputError, warn
 from .options import add_options, add_size_option, minutes, options_of, positive, share, user_path, whole
 
@@ -109,11 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         status = launch.interrupted()
     except Exception as error:
-        sentence = sentence_about(error)
-        if sentence is None:
-            raise
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
-        status = 1
+        status = explained(error)
     if cfg is not None and status not in (0, 2) and not launch.is_child() and newest_checkpoint(Path(cfg.work_dir)):
         print(f"The same command with --resume goes on from the newest checkpoint in {cfg.work_dir}.", file=sys.stderr)
     return status
