@@ -22,17 +22,17 @@ parts = {
     "training": [
         DETECTORS.get("YOLOX"), OPTIMIZERS.get("SGD"), RUNNERS.get("EpochBasedRunner"), DATASETS.get("CocoDataset"),
         DATASETS.get("MultiImageMixDataset"), dataset_wrappers.MultiImageMixDataset,
-        *map(HOOKS.get, ("ExpMomentumEMAHook", "YOLOXModeSwitchHook", "SyncNormHook")),
+        *map(HOOKS.get, ("ExpMomentumEMAHook", "YOLOXModeSwitchHook", "SyncNormHook", "CheckpointHook")),
     ],
     "pipeline": [*map(PIPELINES.get, ("Mosaic", "RandomAffine", "MixUp", "YOLOXHSVRandomAug"))],
 }
 print(*(part for part, classes in parts.items() for c in classes if c.__module__.startswith("yolox_plugin")))
 """
-TRAINING = " ".join(9 * ["training"])
+TRAINING = " ".join(10 * ["training"])
 PIPELINE = " ".join(4 * ["pipeline"])
 PIPELINE_NAMES = "Mosaic, RandomAffine, MixUp, YOLOXHSVRandomAug"
 TRAINING_NAMES = (
-    "YOLOX, ExpMomentumEMAHook, YOLOXModeSwitchHook, SyncNormHook, SGD, EpochBasedRunner, CocoDataset,"
+    "YOLOX, ExpMomentumEMAHook, YOLOXModeSwitchHook, SyncNormHook, CheckpointHook, SGD, EpochBasedRunner, CocoDataset,"
     " MultiImageMixDataset, _get_stream, scatter_kwargs"
 )
 

@@ -27,9 +27,9 @@ PARTS: Parts = {
     "TRAINING": [
         (DETECTORS, YOLOX),
         (HOOKS, ExpMomentumEMAHook),
-        (HOOKS, CheckpointHook),
         (HOOKS, YOLOXModeSwitchHook),
         (HOOKS, SyncNormHook),
+        (HOOKS, CheckpointHook),
         (OPTIMIZERS, SGD),
         (RUNNERS, EpochBasedRunner),
         (DATASETS, CocoDataset),
