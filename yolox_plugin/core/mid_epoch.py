@@ -97,19 +97,36 @@ def of_ranks(
     return {"ranks": ranks, "mid_epoch": batches}
 
 
+def check(meta: dict[str, Any]) -> None:
+    """Raises ValueError for a checkpoint's meta whose "ranks" and "mid_epoch" are not as `of_ranks` makes them."""
+    ranks, batches = meta.get("ranks", []), meta.get("mid_epoch", 0)
+    if not isinstance(ranks, list) or not all(isinstance(r, dict) and isinstance(r.get("parts"), dict) for r in ranks):
+        raise ValueError("meta['ranks'] must be a list of what each rank has, as this plugin writes it")
+    if type(batches) is not int or batches < 0:
+        raise ValueError(f"meta['mid_epoch'] must be a whole number of 0 or more, got {batches!r:.60}")
+    own = [rank.get("taken") for rank in ranks] if "mid_epoch" in meta else []
+    if not all(isinstance(taken, Tensor) and taken.dim() == 1 and not taken.is_floating_point() for taken in own):
+        raise ValueError("meta['ranks'] must have the samples taken, as this plugin writes them")
+
+
 def take(content: dict[str, Any]) -> tuple[Begun | None, int]:
     """Takes what a checkpoint holds for this rank, into its parts, out of its meta; by all ranks alike.
 
     Returns:
         The epoch in whose middle it was written, and of how many ranks it is; 0 if nobody knows.
+
+    Raises:
+        ValueError: see `check`.
     """
     meta = content.get("meta") or {}
+    check(meta)
     ranks, batches = meta.pop("ranks", []), meta.pop("mid_epoch", None)
     rank, world_size = rank_and_world_size()
     mine = ranks[rank] if len(ranks) == world_size else None
     if mine is not None:
         for part, tensors in mine["parts"].items():
-            content[part].update(tensors)
+            if part in content:
+                content[part].update(tensors)
     if batches is None:
         return None, len(ranks)
     taken: list[Tensor] = [other["taken"].cpu() for other in ranks]

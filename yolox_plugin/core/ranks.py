@@ -1,6 +1,7 @@
 """What the processes of one training tell each other, through their network alone, as machines may share no folder; and
 in what their states differ."""
 
+import datetime
 import hashlib
 import itertools
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor
 
 # Tensors of a checkpoint, by its parts, as "state_dict", and their names there.
 Parts = dict[str, dict[str, Tensor]]
+
+timeout: datetime.timedelta | None = None  # of groups that are made here; torch's own if it is None
 
 _beside: list[Any] = []  # the default group that `cpu_group` has made one beside, and that
 
@@ -25,7 +28,7 @@ def cpu_group() -> Any:
     if dist.get_backend() == "gloo":
         return dist.group.WORLD
     if not _beside or _beside[0] is not dist.group.WORLD:
-        _beside[:] = [dist.group.WORLD, dist.new_group(backend="gloo")]
+        _beside[:] = [dist.group.WORLD, dist.new_group(backend="gloo", timeout=timeout)]
     return _beside[1]
 
 
@@ -63,7 +66,7 @@ class Agreement:
     none waits for another; on CPUs, so that none waits for its device."""
 
     def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo") if rank_and_world_size()[1] > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if rank_and_world_size()[1] > 1 else None
         self._said: Tensor | None = None
         self._work: Any = None
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core import mid_epoch
 from ..core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint, read_newest
 from ..detector import PreparedDetector
 from ..precision import has_bfloat16
@@ -143,6 +144,10 @@ def check_resumable(built: Built, option: str, path: Path, length: dict[str, int
     for unit in ("epoch", "iter"):
         if type(meta[unit]) is not int or meta[unit] < 0:
             raise InputError(f"{option} {path}: meta[{unit!r}] must be a whole number, got {meta[unit]!r:.40}")
+    try:
+        mid_epoch.check(meta)
+    except ValueError as error:
+        raise InputError(f"{option} {path}: {error}") from error
     for unit, number in length.items():
         if meta[unit] >= number:
             raise InputError(f"{option} {path} has {meta[unit]} of {number} {unit}s: nothing is left to train")

@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
+from ..core import ranks
 from .messages import InputError
 from .options import TORCHRUN_OPTIONS
 
@@ -52,8 +53,8 @@ def joined(device: str, minutes: float | None = None) -> Iterator[tuple[int, int
         return
     if device != "cpu":
         getattr(torch, device).set_device(int(os.environ["LOCAL_RANK"]))
-    timeout = None if minutes is None else datetime.timedelta(minutes=minutes)
-    dist.init_process_group(BACKENDS[device], timeout=timeout)
+    ranks.timeout = None if minutes is None else datetime.timedelta(minutes=minutes)
+    dist.init_process_group(BACKENDS[device], timeout=ranks.timeout)
     # A thread of gloo's that still holds a tensor when Python ends aborts the process (pytorch/pytorch#190489). After
     # an error that ends this process alone, leaving might wait for the others for ever.
     try:
