@@ -190,8 +190,10 @@ class Trial:
             )  # argparse tells what it was given as it is
             if len(sentences) != 1 or not is_last or "Traceback" in error:
                 wrong.append(f"does not end with one sentence, but {lines[-3:]}")
-        elif not raised and status != 0 and not (status == 1 and case.command == "predict"):
-            wrong.append(f"ends with status {status}")
+        elif not raised and status != 0:
+            told = case.command == "predict" or (case.named and case.named in error)
+            if status != 1 or not told:
+                wrong.append(f"ends with status {status}")
         changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
         mine = {name for name in changed if name.split(os.sep)[0] in PLACES}
         others = {name for name in changed - mine if not name.endswith(".yolox_index")}
