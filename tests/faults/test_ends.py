@@ -13,6 +13,7 @@ import pytest
 from jobs import Job, differences
 from tiny import ENV, small
 
+from yolox_plugin.core.checkpoint import newest_checkpoint
 from yolox_plugin.run.demo_data import make_dataset
 
 EPOCHS = 6
@@ -105,38 +106,44 @@ def test_nothing_outlives_a_killed_command(job, tmp_path, devices):
     assert not list((tmp_path / "run").glob("*.part"))
 
 
-def test_kills_at_random(job, whole, tmp_path, record_property):
+def clear(folder):
+    """Empties a folder."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.unlink() if path.is_symlink() or not path.is_dir() else path.rmdir()
+
+
+def is_complete(work_dir):
+    """Whether nothing is left to train."""
+    newest = newest_checkpoint(work_dir)
+    return newest is not None and newest.resolve().name == f"epoch_{EPOCHS}.pth"
+
+
+def test_kills_at_random(job, whole, tmp_path):
     """Of ranks, loader workers and commands, at any moment: nothing is left behind, and the bits are the same."""
-    chance = random.Random(os.environ.get("TEST_SEED", "20"))
-    kills, ends, deadly = [], [], 0
-    while len(kills) < KILLS:
+    seed, work_dir = os.environ.get("TEST_SEED", "20"), tmp_path / "run"
+    chance, kills, deadly, complete = random.Random(seed), [], 0, 0
+    while True:
+        if is_complete(work_dir):
+            complete += 1
+            assert differences(work_dir, whole(2)) == []
+            if len(kills) >= KILLS:
+                break
+            clear(work_dir)
         running = job(*processes(2), "--resume", "--checkpoint-iterations=2")
-        running.wait_for(lambda running=running: len(running.processes()["rank"]) == 2)
-        limit, wanted = time.monotonic() + chance.uniform(0, 12), chance.choice(["command", "rank", "worker"])
-        while time.monotonic() < limit and running.process.poll() is None:
-            time.sleep(0.02)
-        there = running.processes()
-        if running.process.poll() is not None or not there[wanted]:
-            if running.process.poll() is None:  # it has no such process at that moment
-                running.kill_all()
+        if len(kills) < KILLS:
+            running.wait_for(lambda running=running: len(running.processes()["rank"]) == 2)
+            limit, wanted = time.monotonic() + chance.uniform(0, 12), chance.choice(["command", "rank", "worker"])
+            while time.monotonic() < limit and running.process.poll() is None:
+                time.sleep(0.02)
+            if there := running.processes()[wanted]:
+                os.kill(chance.choice(there), signal.SIGKILL)
+                kills.append(wanted)
+                deadly += running.end() != 0  # a worker that is done with its work is nobody's loss
                 continue
-            assert running.end() == 0, running.text[-4000:]
-            ends.append(len(kills))
-            assert differences(tmp_path / "run", whole(2)) == []
-            for path in sorted((tmp_path / "run").rglob("*"), reverse=True):  # and once more from the beginning
-                path.unlink() if not path.is_dir() else path.rmdir()
-            continue
-        os.kill(chance.choice(there[wanted]), signal.SIGKILL)
-        kills.append(wanted)
-        status = running.end()
-        deadly += status != 0
-        assert not list(Path(tmp_path / "run").glob("*.part")) or wanted == "command" or status != 0
-    last = job(*processes(2), "--resume", "--checkpoint-iterations=2")
-    assert last.end(300) == 0, last.text[-4000:]
-    assert differences(tmp_path / "run", whole(2)) == []
-    assert not list((tmp_path / "run").glob("*.part"))
+        assert running.end(300) == 0, running.text[-4000:]
+        assert not list(work_dir.rglob("*.part"))
     counts = {kind: kills.count(kind) for kind in ("command", "rank", "worker")}
-    print(f"{len(kills)} kills, {counts}, {deadly} ended the job, {len(ends) + 1} trainings to their ends, equal bits")
+    print(f"{len(kills)} kills, {counts}: {deadly} ended the job; {complete} trainings to their ends, with equal bits")
 
 
 @pytest.mark.parametrize("devices", [(1, 2), (2, 1)])
