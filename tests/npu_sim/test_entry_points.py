@@ -99,10 +99,15 @@ def test_a_resumed_training_in_float16_ends_with_the_same_bits(tmp_path):
 
     whole = run("whole", "--device=npu")
     resumed = run("resumed", "--device=npu", *resume(tmp_path / "whole/epoch_2.pth"))
+    # And in the middle of the last of three epochs, which have two iterations each.
+    cut = [*common, "--device=npu", f"--work-dir={tmp_path / 'cut'}", "--iterations=5", "--checkpoint-iterations=5"]
+    assert training.main(cut) == 0
+    goes_on = run("goes on", "--device=npu", *resume(tmp_path / "cut/mid_epoch.pth"))
     for part in ("state_dict", "optimizer"):
         same(resumed[part], whole[part], part)
-    scales = [checkpoint["meta"]["fp16"]["loss_scaler"] for checkpoint in (whole, resumed)]
-    assert scales[0] == scales[1]
+        same(goes_on[part], whole[part], part)
+    scales = [checkpoint["meta"]["fp16"]["loss_scaler"] for checkpoint in (whole, resumed, goes_on)]
+    assert scales[0] == scales[1] == scales[2]
     assert scales[0]["scale"] < 2**16  # the first steps overflow, and are left out
     network = build_detector(Config.fromfile(str(config)).model)
     unknown = network.load_state_dict(whole["state_dict"], strict=False)
