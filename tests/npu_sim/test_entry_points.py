@@ -99,7 +99,7 @@ def test_a_resumed_training_in_float16_ends_with_the_same_bits(tmp_path):
 
     whole = run("whole", "--device=npu")
     resumed = run("resumed", "--device=npu", *resume(tmp_path / "whole/epoch_2.pth"))
-    # And in the middle of the last of three epochs, which have two iterations each.
+    # And in the middle of the second of three epochs, which have three iterations each.
     cut = [*common, "--device=npu", f"--work-dir={tmp_path / 'cut'}", "--iterations=5", "--checkpoint-iterations=5"]
     assert training.main(cut) == 0
     goes_on = run("goes on", "--device=npu", *resume(tmp_path / "cut/mid_epoch.pth"))

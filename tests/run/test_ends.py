@@ -11,8 +11,10 @@ import pytest
 import torch
 from tiny import ENV
 
+from yolox_plugin.core.checkpoint import newest_checkpoint
 from yolox_plugin.core.images import UnreadableImage
 from yolox_plugin.run import launch
+from yolox_plugin.run import train as training
 from yolox_plugin.run.failures import sentence_about
 
 
@@ -58,6 +60,17 @@ print(heard, told, launch.ENDED in os.environ)
 """
     process = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True, check=False)
     assert process.stdout.splitlines()[-1] == "[138] [138] False", process.stderr
+
+
+def test_a_checkpoint_in_the_middle_is_kept_while_it_is_the_newest(data, config, tmp_path):
+    """Of an epoch of four iterations."""
+    work_dir = tmp_path / "run"
+    common = [f"--data-path={data}", f"--config={config}", "--device=cpu", f"--work-dir={work_dir}"]
+    assert training.main([*common, "--iterations=3", "--checkpoint-iterations=3"]) == 0
+    assert newest_checkpoint(work_dir).resolve() == work_dir / "mid_epoch.pth"
+    assert training.main([*common, "--iterations=6", "--resume"]) == 0
+    assert newest_checkpoint(work_dir).resolve() == work_dir / "epoch_1.pth"
+    assert not (work_dir / "mid_epoch.pth").exists()
 
 
 def of_worker(kind, text):

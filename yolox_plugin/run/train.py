@@ -236,7 +236,8 @@ def finish(args: argparse.Namespace, cfg: Any, outcome: report.Outcome, world_si
         print(f"  more workers (--cfg-options {host.MORE_WORKERS}) or a cache of images ({host.CACHE}) help")
     if evaluations and report.accuracy(evaluations[-1], outcome.has_gts)["mAP"] == 0.0:
         print("  nothing was detected in validation: more --epochs help, or --load-from a checkpoint of other data")
-    if (work_dir / MID_EPOCH).exists() and newest_checkpoint(work_dir) != work_dir / MID_EPOCH:
-        (work_dir / MID_EPOCH).unlink()  # of an epoch that has been trained to its end
-    saved = "checkpoints, " if newest_checkpoint(work_dir) else ""  # of less than an epoch there is none
+    newest, middle = newest_checkpoint(work_dir), work_dir / MID_EPOCH
+    if newest is not None and newest.resolve() != middle.resolve():  # latest.pth may be a link to it
+        middle.unlink(missing_ok=True)  # its epoch has been trained to the end
+    saved = "checkpoints, " if newest else ""  # of less than an epoch there is none
     print(f"  in {work_dir}: {saved}logs, config.py, result.json, curves.png", flush=True)
