@@ -168,6 +168,41 @@ def test_a_loader_that_is_a_list():
         assert (list(order.batches([1, 2])), order.first, order.kept) == ([1, 2], 0, True)
 
 
+class Numbered(Sampler):
+    """Whose indices are numpy's, or no numbers at all."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __iter__(self):
+        return map(self.kind, np.arange(20))
+
+    def __len__(self):
+        return 20
+
+
+@pytest.mark.parametrize("kind", [np.int64, lambda index: (int(index),)], ids=["numpy", "tuples"])
+def test_indices_of_other_kinds(kind):
+    class Any(Positions):
+        def __getitem__(self, index):
+            return torch.tensor(int(index[0] if isinstance(index, tuple) else index))
+
+    def epoch(begun=None, stop=None):
+        loader = DataLoader(Any(), 4, sampler=Numbered(kind))
+        found, number = [], 0
+        with placed(loader, 0, 1, begun) as order:
+            for number, batch in enumerate(order.batches(loader), order.first):
+                if number == stop:
+                    break
+                found.append(batch.tolist())
+            return found, Begun(number, [order.taken(number, 4)], None)
+
+    whole, _ = epoch()
+    begin, begun = epoch(stop=2)
+    rest, _ = epoch(begun)
+    assert begin + rest == whole == [list(range(4 * i, 4 * i + 4)) for i in range(5)]
+
+
 def test_nothing_is_left_of_it_behind_an_epoch():
     loader = loader_of(0, 1, 4)
     epoch_of(loader, 0, 1)

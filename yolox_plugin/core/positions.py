@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Sampler
@@ -53,11 +54,12 @@ class Order:
         self.kept = True  # whether this is the rest of the order that was begun
         self._begun = begun
         self._sampler: PlacedSampler | None = None
+        self._goes_on = False  # behind what has been taken, without making it again
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Those that are still to be taken."""
         batches = iter(loader)
-        if self._begun is not None and self._sampler is None:  # nobody but the loader knows what it has made
+        if self._begun is not None and not self._goes_on:  # nobody but the loader knows what it has made
             for _ in range(self.first):
                 next(batches, None)
             self._restore()
@@ -76,7 +78,8 @@ class Order:
     def place(self, batches: BatchSampler, rank: int, world_size: int) -> "PlacedSampler":
         """The sampler for these batches in this epoch."""
         begun, place = self._begun, PlacedSampler(batches.sampler, rank, world_size)
-        if begun is not None:
+        self._goes_on = begun is not None and any(map(len, begun.taken))  # not if samples have no numbers
+        if begun is not None and self._goes_on:
             with state_kept():
                 torch.empty((), dtype=torch.int64).random_()  # as a loader does before it asks for the order
                 whole = list(batches.sampler)
@@ -153,7 +156,7 @@ class PlacedSampler(Sampler[Any]):
         if self._rest is not None:
             self._begin()
         for number, index in enumerate(self._sampler if self._rest is None else self._rest):
-            placed = isinstance(index, int)
+            placed = isinstance(index, (int, np.integer))
             if placed:
                 self._taken.append(index)
             yield PlacedIndex(index, self._offset + number * self._world_size + self._rank) if placed else index
