@@ -1,13 +1,15 @@
 """An epoch that goes on behind the samples that have been taken: with as many processes exactly, with others wholly.
 Ranks here are calls, one after the other, that are given what the others would tell."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from yolox_plugin.core import positions
-from yolox_plugin.core.positions import Begun, PlacedIndex, placed
+from yolox_plugin.core.positions import Begun, PlacedIndex, dealt, placed
 from yolox_plugin.core.seeds import random_state
 
 
@@ -166,6 +168,40 @@ def test_a_loader_that_is_a_list():
         assert list(order.batches([1, 2, 3, 4])) == [4]
     with placed([1, 2], 0, 1) as order:
         assert (list(order.batches([1, 2])), order.first, order.kept) == ([1, 2], 0, True)
+
+
+def test_what_comes_several_times_by_intention():
+    """As of a sampler that is aware of classes: what is left of that comes as often."""
+    order = [0, 1, 0, 2, 0, 3, 0, 4] * 4
+    batches = BatchSampler(order, 1, drop_last=False)
+    rest, seen = dealt([order], [torch.tensor([0, 1]), torch.tensor([0, 2])], 0, 1, batches)
+    assert Counter(rest) == Counter(order) - Counter(seen)
+
+
+def test_batches_of_another_kind_and_another_number_of_processes():
+    """A part of that length is left out, and it is said so."""
+
+    class Own(BatchSampler):
+        pass
+
+    loader = DataLoader(Positions(), batch_sampler=Own(Shared(50, 0, 1), 4, drop_last=False))
+    with placed(loader, 0, 1, Begun(3, [torch.empty(0)] * 2, None)) as order:
+        assert (order.first, order.kept) == (6, False)
+        assert len(list(order.batches(loader))) == 13 - 6
+
+
+def test_workers_that_live_on_draw_as_new_ones():
+    """An order that is drawn from torch's own generator, in the second epoch, with and without a first."""
+
+    def epochs(numbers):
+        loader = DataLoader(Positions(), 4, shuffle=True, num_workers=1, persistent_workers=True)
+        for number in numbers:
+            torch.manual_seed(number)
+            with placed(loader, 0, 1) as order:
+                found = indices(order.batches(loader)), torch.rand(1).item()
+        return found
+
+    assert epochs([1, 2]) == epochs([2])
 
 
 class Numbered(Sampler):

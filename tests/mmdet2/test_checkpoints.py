@@ -2,6 +2,7 @@
 (YOLOX_PLUGIN_TRAINING=off)."""
 
 import builtins
+import contextlib
 import copy
 import errno
 import inspect
@@ -57,7 +58,7 @@ class Net(torch.nn.Module):
         return {"loss": loss, "log_vars": {"loss": loss.detach()}, "num_samples": len(data)}
 
 
-def new_runner(work_dir, max_epochs, checkpoints=None, lr=None, meta=None, model=Net, optimizer=None):
+def new_runner(work_dir, max_epochs, checkpoints=None, lr=None, meta=None, model=Net, optimizer=None, averages=(EMA,)):
     model, hook = model(), optimizer
     optimizer = build_optimizer(model, {"type": "SGD", "lr": 0.01, "momentum": 0.9})
     runner = build_runner(
@@ -72,7 +73,7 @@ def new_runner(work_dir, max_epochs, checkpoints=None, lr=None, meta=None, model
     )
     runner.register_training_hooks(
         lr or {"policy": "step", "step": [3]}, hook or {"grad_clip": None}, {"interval": 1, **(checkpoints or {})},
-        {"interval": 2, "hooks": []}, custom_hooks_config=[dict(EMA)],
+        {"interval": 2, "hooks": []}, custom_hooks_config=[dict(hook) for hook in averages],
     )  # fmt: skip
     return runner
 
@@ -169,6 +170,65 @@ def test_a_training_that_is_told_to_end_goes_on_bit_by_bit(tmp_path, kind, unhea
         assert all(torch.equal(*pair) for pair in zip(state_of(resumed), state_of(whole), strict=True)), stop
         assert (work_dir / "latest.pth").resolve().name == "epoch_3.pth"
         assert "ranks" not in resumed.meta and "mid_epoch" not in resumed.meta
+
+
+@pytest.mark.parametrize(
+    "average", [{"type": "EMAHook"}, {"type": "LinearMomentumEMAHook"}, {"type": "ExpMomentumEMAHook"}],
+    ids=lambda average: average["type"],
+)  # fmt: skip
+@pytest.mark.parametrize("stop", [None, 7])
+def test_every_kind_of_average_goes_on(tmp_path, unheard, average, stop):
+    """From the end of an epoch and from the middle of one. Stock's go on from the averages."""
+
+    def runner(name, epochs, **options):
+        made = new_runner(tmp_path / name, epochs, model=Drawing, averages=[{**average, "momentum": 0.1}])
+        made.register_hook(StopAfter(options.get("stop")), "HIGHEST")
+        made.register_hook(MidEpochCheckpointHook(), "LOWEST")
+        return made
+
+    loader = batches_of()
+    whole = runner("whole", 3)
+    whole.run([loader], [("train", 1)])
+    with contextlib.suppress(mid_epoch.Stopped):
+        runner("cut", 2, stop=stop).run([loader], [("train", 1)])
+    mid_epoch.hear(0)
+    resumed = runner("cut", 3)
+    resumed.resume(tmp_path / "cut/latest.pth")
+    resumed.run([loader], [("train", 1)])
+    assert all(torch.equal(*pair) for pair in zip(state_of(resumed), state_of(whole), strict=True))
+
+
+def test_no_evaluation_before_the_first_epoch_of_a_resumed_training(tmp_path):
+    """mmcv's hook with a `start` evaluates once more then, and leaves the network as it is for that."""
+
+    class Evaluates(Hook):
+        def __init__(self):
+            self.initial_flag, self.modes = True, []
+
+        def before_train_epoch(self, runner):
+            if self.initial_flag:
+                runner.model.eval()
+
+        def before_train_iter(self, runner):
+            self.modes.append(runner.model.training)
+
+    run(new_runner(tmp_path, 1))
+    resumed, hook = new_runner(tmp_path, 2), Evaluates()
+    resumed.register_hook(hook)
+    resumed.resume(tmp_path / "latest.pth")
+    run(resumed)
+    assert not hook.initial_flag
+    assert hook.modes == [True] * 5
+
+
+def test_checkpoints_by_iteration_beside_one_in_the_middle(tmp_path, unheard):
+    with pytest.raises(mid_epoch.Stopped):
+        mid_epoch_runner(tmp_path, stop=8).run([batches_of()], [("train", 1)])
+    (tmp_path / "latest.pth").unlink()
+    (tmp_path / "epoch_1.pth").rename(tmp_path / "iter_5.pth")
+    assert newest_checkpoint(tmp_path) == tmp_path / "mid_epoch.pth"
+    (tmp_path / "iter_5.pth").rename(tmp_path / "iter_9.pth")
+    assert newest_checkpoint(tmp_path) == tmp_path / "iter_9.pth"
 
 
 def test_what_is_evaluated_of_a_checkpoint_in_the_middle_are_the_averages(tmp_path, unheard):

@@ -2,10 +2,12 @@
 trainings."""
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -13,9 +15,10 @@ from tiny import ENV
 
 from yolox_plugin.core.checkpoint import newest_checkpoint
 from yolox_plugin.core.images import UnreadableImage
-from yolox_plugin.run import launch
+from yolox_plugin.run import checks, failures, launch
 from yolox_plugin.run import train as training
 from yolox_plugin.run.failures import sentence_about
+from yolox_plugin.run.messages import InputError
 
 
 @pytest.mark.parametrize("number", launch.ENDING)
@@ -71,6 +74,60 @@ def test_a_checkpoint_in_the_middle_is_kept_while_it_is_the_newest(data, config,
     assert training.main([*common, "--iterations=6", "--resume"]) == 0
     assert newest_checkpoint(work_dir).resolve() == work_dir / "epoch_1.pth"
     assert not (work_dir / "mid_epoch.pth").exists()
+
+
+def test_a_process_hears_what_the_command_has_heard_before_it_began():
+    code = """
+import os, signal, subprocess, sys
+from yolox_plugin.run import launch
+child = "from yolox_plugin.run import launch\\nwith launch.signals_to(print): pass"
+with launch.told():
+    os.kill(os.getpid(), signal.SIGTERM)
+    subprocess.run([sys.executable, "-c", child], check=True)
+"""
+    process = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True, check=False)
+    assert process.stdout.splitlines()[-1] == str(int(signal.SIGTERM)), process.stderr
+
+
+def test_nobody_asks_for_a_status(monkeypatch):
+    """As where plain torchrun has started the processes."""
+    monkeypatch.delenv(launch.ENDED, raising=False)
+    assert launch.tell_ended(143) == 143
+
+
+def test_processes_that_load_data_are_ended_by_the_main_process_alone():
+    """Whatever their data set, as those of an evaluation that live on."""
+    with launch.signals_to(print):
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(100,))
+        worker.start()
+        try:
+            worker.join(0.5)  # it has begun to listen
+            subprocess.run(["sh", "-c", f"kill -TERM {worker.pid}"], check=True)
+            worker.join(1)
+            assert worker.is_alive()
+            worker.terminate()
+            worker.join(20)
+            assert worker.exitcode == 0
+        finally:
+            worker.kill()
+
+
+def test_an_error_of_this_process_is_not_the_others(monkeypatch):
+    monkeypatch.setattr(failures, "absent_ranks", lambda: [1])
+    monkeypatch.setattr(failures, "rank_and_world_size", lambda: (0, 2))
+    assert sentence_about(RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")) is None
+    lost = sentence_about(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"))
+    assert lost.startswith("process 1 of 2 did not answer: [gloo")
+
+
+def test_a_runner_that_knows_no_middle_of_epochs(tmp_path):
+    (tmp_path / "mid_epoch.pth").touch()
+    (tmp_path / "latest.pth").symlink_to("mid_epoch.pth")
+    checks.check_goes_on(tmp_path / "latest.pth", within_epochs=True)
+    checks.check_goes_on(tmp_path / "epoch_1.pth", within_epochs=False)
+    checks.check_goes_on(None, within_epochs=False)
+    with pytest.raises(InputError, match=r"mid_epoch\.pth was written in the middle of an epoch"):
+        checks.check_goes_on(tmp_path / "latest.pth", within_epochs=False)
 
 
 def of_worker(kind, text):

@@ -222,6 +222,8 @@ def is_newer(mid_epoch: Path, whole: Path) -> bool:
     epochs = epochs_of(mid_epoch)
     if epochs == float("inf"):
         return mid_epoch.stat().st_mtime_ns > whole.stat().st_mtime_ns
+    if by_iteration := re.fullmatch(r"(?:.+_)?iter_(\d+)\.pth", whole.resolve().name):
+        return int(by_iteration[1]) < int(read_checkpoint(mid_epoch)["meta"]["iter"])
     return epochs_of(whole) < epochs
 
 

@@ -4,6 +4,7 @@ that a checkpoint was written in goes on behind the samples that have been taken
 import contextlib
 import itertools
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -58,6 +59,9 @@ class Order:
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Those that are still to be taken."""
+        if getattr(loader, "_iterator", None) is not None and getattr(loader, "generator", None) is None:
+            # A new iterator draws this, one that lives on does not, and a resumed training has new ones.
+            torch.empty((), dtype=torch.int64).random_()
         batches = iter(loader)
         if self._begun is not None and not self._goes_on:  # nobody but the loader knows what it has made
             for _ in range(self.first):
@@ -89,7 +93,7 @@ class Order:
             if self.kept:
                 rest, seen = whole[len(mine) :], mine
             else:
-                rest, seen = dealt(gathered(whole), begun.taken, rank, world_size, _multiple(batches))
+                rest, seen = dealt(gathered(whole), begun.taken, rank, world_size, batches)
             left = len(rest) // batches.batch_size if batches.drop_last else -(-len(rest) // batches.batch_size)
             self.first = max(len(batches) - left, 0)
             place.go_on(rest, seen if self.kept or rank == 0 else [], sum(map(len, begun.taken)), self._restore)
@@ -98,31 +102,35 @@ class Order:
 
 
 def dealt(
-    orders: list[list[int]], taken: list[Tensor], rank: int, world_size: int, multiple: int
+    orders: list[list[int]], taken: list[Tensor], rank: int, world_size: int, batches: BatchSampler
 ) -> tuple[list[int], list[int]]:
     """For an epoch that was begun by another number of ranks, or in other batches: the samples that this rank takes of
     those that nobody has taken, and those that somebody has. None comes twice, but for as many as make the lists of all
-    ranks equally long.
+    ranks equally long; or as often as it still has to, where the sampler means it to come several times.
 
     Args:
         orders: by rank, what each would take of a whole epoch.
         taken: by rank, what has been.
-        multiple: of what the length of a list is one.
     """
     seen = [index for of_rank in taken for index in of_rank.tolist()]
-    all_of_them = (index for row in itertools.zip_longest(*orders) for index in row if index is not None)
-    there = set(seen)
-    left = [index for index in dict.fromkeys(all_of_them) if index not in there]
+    wanted = [index for row in itertools.zip_longest(*orders) for index in row if index is not None]
+    # As many as these fill up the last batches of ranks, in MMDetection's samplers those of two kinds of images.
+    if len(wanted) - len(set(wanted)) < 2 * world_size * batches.batch_size:
+        wanted, gone = list(dict.fromkeys(wanted)), Counter(dict.fromkeys(seen, 1))
+    else:
+        gone = Counter(seen)
+    left = []
+    for index in wanted:
+        if gone[index] > 0:
+            gone[index] -= 1
+        else:
+            left.append(index)
     if not left:
         return [], seen
+    multiple = batches.batch_size if batches.drop_last else 1  # so that none is left out
     length = -(-len(left) // (world_size * multiple)) * multiple
     filled = list(itertools.islice(itertools.cycle(left), length * world_size))
     return filled[rank::world_size], seen
-
-
-def _multiple(batches: BatchSampler) -> int:
-    """Of how many samples a rank must have a multiple, so that none is left out."""
-    return batches.batch_size if batches.drop_last else 1
 
 
 class PlacedSampler(Sampler[Any]):
@@ -181,6 +189,8 @@ def placed(loader: Any, rank: int, world_size: int, begun: Begun | None = None) 
         yield order
         return
     plain = type(batches) is BatchSampler  # others may put samples into batches in another order
+    if begun is not None and not plain and len(begun.taken) != world_size:
+        order.kept, order.first = False, -(-begun.batches * len(begun.taken) // world_size)
     batches.sampler = order.place(batches, rank, world_size) if plain else PlacedSampler(sampler, rank, world_size)
     try:
         yield order

@@ -15,6 +15,12 @@ Parts = dict[str, dict[str, Tensor]]
 
 timeout: datetime.timedelta | None = None  # of groups that are made here; torch's own if it is None
 
+
+def limits() -> dict[str, Any]:
+    """Options of a new group: torch 2.1 takes no None for its own time-out."""
+    return {} if timeout is None else {"timeout": timeout}
+
+
 _beside: list[Any] = []  # the default group that `cpu_group` has made one beside, and that
 
 
@@ -28,7 +34,7 @@ def cpu_group() -> Any:
     if dist.get_backend() == "gloo":
         return dist.group.WORLD
     if not _beside or _beside[0] is not dist.group.WORLD:
-        _beside[:] = [dist.group.WORLD, dist.new_group(backend="gloo", timeout=timeout)]
+        _beside[:] = [dist.group.WORLD, dist.new_group(backend="gloo", **limits())]
     return _beside[1]
 
 
@@ -66,7 +72,7 @@ class Agreement:
     none waits for another; on CPUs, so that none waits for its device."""
 
     def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo", timeout=timeout) if rank_and_world_size()[1] > 1 else None
+        self._group = dist.new_group(backend="gloo", **limits()) if rank_and_world_size()[1] > 1 else None
         self._said: Tensor | None = None
         self._work: Any = None
 

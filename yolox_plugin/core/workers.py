@@ -2,10 +2,7 @@
 
 import contextlib
 import gc
-import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -73,7 +70,6 @@ class Announcements:
         if not self._followed:
             # A collection would write to every object that came with the fork, and so copy all of them.
             gc.freeze()
-            _listen_to_the_main_process_alone()
             _keep_quiet_when_nobody_reads()
         if epoch >= 0 and position is not None:
             seed_sample(seed, epoch, position)
@@ -91,19 +87,6 @@ class Announcements:
         with state_kept():
             seed_sample(seed, epoch, position)
             yield
-
-
-def _listen_to_the_main_process_alone() -> None:
-    """In a worker. A scheduler tells all processes of a job to end: the main process, which then writes a checkpoint
-    after an iteration, needs its workers for that. It ends them itself."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _keep_quiet_when_nobody_reads() -> None:

@@ -71,8 +71,6 @@ class ExpMomentumEMAHook(StockEMAHook):
         lay_together([self.model_buffers[self.param_ema_buffer[name]] for name in in_order])
         resumed = (runner.resumed_state_dict if isinstance(runner, EpochBasedRunner) else None) or {}
         found = [name for name in self.param_ema_buffer.values() if name in resumed]
-        for name in found:
-            self.model_buffers[name].copy_(resumed[name])
         if resumed and len(found) < len(self.param_ema_buffer):
             missing = len(self.param_ema_buffer) - len(found)
             runner.logger.warning(

@@ -118,7 +118,7 @@ class EpochBasedRunner(StockRunner):
 
     def train(self, data_loader: DataLoader[Any], **kwargs: Any) -> None:
         """An epoch, as in the stock class but for its two seconds of sleep."""
-        self.resumed_state_dict = None  # every hook has had what it wanted of it
+        self._take_back()
         self.model.train()
         self.mode = "train"
         self.data_loader = data_loader
@@ -127,6 +127,7 @@ class EpochBasedRunner(StockRunner):
         seed = self._agree_on_seed() if self._seed is None else self._seed
         seed_everything(seed, self.epoch, self.rank, worker=0)
         self.call_hook("before_train_epoch")
+        self.model.train()  # a hook may have evaluated it
         network = self._network
         self._seed_sampler(data_loader, seed)
         parts = [
@@ -136,8 +137,9 @@ class EpochBasedRunner(StockRunner):
         ]
         begun, self._begun = self._begun, None
         with placed(data_loader, self.rank, self.world_size, begun) as self._order, contextlib.ExitStack() as ending:
-            if not self._order.kept:
+            if begun is not None:
                 self._iter = self.epoch * len(data_loader) + self._order.first
+            if not self._order.kept:
                 self.logger.info(
                     f"the checkpoint was written in the middle of an epoch with {len(begun.taken) if begun else 0}"
                     f" processes, or other batches: what is left of it is {len(data_loader) - self._order.first}"
@@ -158,6 +160,22 @@ class EpochBasedRunner(StockRunner):
                 self._iter += 1
         self.call_hook("after_train_epoch")
         self._epoch += 1
+
+    def _take_back(self) -> None:
+        """After a resume: what hooks begin with, once.
+
+        The buffers of hooks with moving averages are registered when the checkpoint has been loaded, so that the raw
+        weights in it find no place otherwise; and mmcv's EvalHook would evaluate once more before the first epoch.
+        """
+        resumed, self.resumed_state_dict = self.resumed_state_dict, None
+        if resumed is None:
+            return
+        for hook in self.hooks:
+            for name in getattr(hook, "param_ema_buffer", {}).values():
+                if name in resumed:
+                    hook.model_buffers[name].copy_(resumed[name])
+            if hasattr(hook, "initial_flag"):
+                hook.initial_flag = False
 
     def _seed_sampler(self, data_loader: DataLoader[Any], seed: int) -> None:
         sampler: Any = getattr(data_loader, "sampler", None)

@@ -4,6 +4,7 @@ import contextlib
 from typing import Any
 
 import torch.distributed as dist
+from mmdet.datasets.samplers import ClassAwareSampler
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dist import broadcast_object_list
 from mmengine.hooks import Hook
@@ -47,7 +48,7 @@ class EpochBasedTrainLoop(StockEpochBasedTrainLoop):
         seed: int = seeds[0]
         sampler: Any = getattr(self.dataloader, "sampler", None)
         # One with a seed of its own keeps that.
-        if type(sampler) in (DefaultSampler, InfiniteSampler) and sampler.seed == self._given_seed:
+        if type(sampler) in (ClassAwareSampler, DefaultSampler, InfiniteSampler) and sampler.seed == self._given_seed:
             sampler.seed = self._given_seed = seed
         return seed
 

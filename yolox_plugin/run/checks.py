@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core import mid_epoch
-from ..core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint, read_newest
+from ..core.checkpoint import MID_EPOCH, DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint, read_newest
 from ..detector import PreparedDetector
 from ..precision import has_bfloat16
 from .annotations import in_words
@@ -155,6 +155,15 @@ def check_resumable(built: Built, option: str, path: Path, length: dict[str, int
     state = content.get("optimizer")
     if state is not None and groups_in(state) != groups_in(built.optimizer.state_dict()):
         raise InputError(f"{option} {path} is of a training with other groups of parameters in its optimizer")
+
+
+def check_goes_on(newest: Path | None, within_epochs: bool) -> None:
+    """Raises InputError for a checkpoint in the middle of an epoch where the config's runner begins epochs anew."""
+    if newest is not None and newest.resolve().name == MID_EPOCH and not within_epochs:
+        raise InputError(
+            f"--resume: {newest.resolve()} was written in the middle of an epoch, from which this config's runner, or"
+            " MMDetection without the plugin, cannot go on: remove it to go on from the epoch before"
+        )
 
 
 def groups_in(state: Any) -> list[int] | None:

@@ -79,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return launch.interrupted()
     except Exception as error:
         return explained(error)
-    return launch.run_processes("yolox_plugin.test", arguments, args, cfg.device, restarts=0)
+    status = launch.run_processes("yolox_plugin.test", arguments, args, cfg.device, restarts=0)
+    return 1 if status < 0 else status
 
 
 def load_config(args: argparse.Namespace) -> Any:

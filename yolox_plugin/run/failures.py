@@ -18,6 +18,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 ANSWER_WITHIN = 5  # seconds, of ranks that are asked whether they are there
 _KILLED_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (is killed by signal: ([\w ]+)|exited unexp)")
 _NO_SHARED_MEMORY = re.compile(r"unable to \w+ shared memory\(shm\)|unable to (write|resize|mmap).*</torch_")
+_OF_GROUP = re.compile(r"gloo|NCCL|HCCL|Connection (closed|reset)|[Tt]imed out|TCPStore|process group|peer")
 _OF_WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.")
 
 
@@ -43,7 +44,7 @@ def sentence_about(error: Exception) -> str | None:
         return _of_killed_worker((killed[2] or "").strip())
     if _NO_SHARED_MEMORY.search(text):
         return _of_killed_worker("Bus error")
-    if isinstance(error, RuntimeError) and rank_and_world_size()[1] > 1 and (absent := absent_ranks()):
+    if isinstance(error, RuntimeError) and _OF_GROUP.search(text) and (absent := absent_ranks()):
         named = f"process {absent[0]}" if len(absent) == 1 else f"processes {', '.join(map(str, absent))}"
         return f"{named} of {rank_and_world_size()[1]} did not answer: {text.strip().splitlines()[0]:.200}"
     return None
@@ -63,6 +64,8 @@ def _of_killed_worker(signal: str) -> str:
 def absent_ranks() -> list[int]:
     """Those that do not say within some seconds that they are there, when all that hear of an error ask for it."""
     rank, world_size = rank_and_world_size()
+    if world_size == 1:
+        return []
     names = [f"yolox_ops/there/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{i}" for i in range(world_size)]
     wait = datetime.timedelta(seconds=ANSWER_WITHIN)
     try:

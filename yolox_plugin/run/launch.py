@@ -4,9 +4,11 @@ import argparse
 import contextlib
 import ctypes
 import datetime
+import multiprocessing.util
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,8 +24,9 @@ from ..core import ranks
 from .messages import InputError
 from .options import TORCHRUN_OPTIONS
 
-# The process that starts others, for these; and a file of its, in which they say with which status they have ended.
-PARENT, ENDED = "YOLOX_PLUGIN_PARENT", "YOLOX_PLUGIN_ENDED"
+# The process that starts others, for these; and files of its: in which they say with which status they have ended, and
+# in which it says which signal to end it has heard.
+PARENT, ENDED, HEARD = "YOLOX_PLUGIN_PARENT", "YOLOX_PLUGIN_ENDED", "YOLOX_PLUGIN_HEARD"
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 # Seconds for which a command that has failed stays: the other machines' may ask the store in it, until they see by
@@ -54,7 +57,7 @@ def joined(device: str, minutes: float | None = None) -> Iterator[tuple[int, int
     if device != "cpu":
         getattr(torch, device).set_device(int(os.environ["LOCAL_RANK"]))
     ranks.timeout = None if minutes is None else datetime.timedelta(minutes=minutes)
-    dist.init_process_group(BACKENDS[device], timeout=ranks.timeout)
+    dist.init_process_group(BACKENDS[device], **ranks.limits())
     # A thread of gloo's that still holds a tensor when Python ends aborts the process (pytorch/pytorch#190489). After
     # an error that ends this process alone, leaving might wait for the others for ever.
     try:
@@ -86,6 +89,7 @@ def interrupted() -> int:
 # Those by which schedulers tell a job that it has to end.
 ENDING = (signal.SIGTERM, signal.SIGUSR1)
 TWICE = 5  # seconds after which a signal is a second one
+AGREE_WITHIN = 3  # seconds, of the command and its processes on what they have heard
 
 
 @contextlib.contextmanager
@@ -99,17 +103,55 @@ def signals_to(take: Callable[[int], None]) -> Iterator[None]:
         if not first:
             first.append(time.monotonic())
             take(number)
+            if HEARD in os.environ and number == signal.SIGTERM:
+                timer = threading.Timer(AGREE_WITHIN, _end_unless_heard)
+                timer.daemon = True
+                timer.start()
         elif time.monotonic() - first[0] > TWICE:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
     for number in ENDING:
         signal.signal(number, heard)
+    workers = _Workers()  # as long as it is there
+    multiprocessing.util.register_after_fork(workers, _Workers.listen_to_the_main_process_alone)
+    if earlier := heard_by_command():  # before this process could
+        take(earlier)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _Workers:
+    """Stands for processes that this one forks, as those that load data."""
+
+    def listen_to_the_main_process_alone(self) -> None:
+        """In such a process. A scheduler tells all processes of a job to end: the main process, which then writes a
+        checkpoint after an iteration, needs its workers for that. It ends them itself."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+        def wait() -> None:
+            while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+                pass
+            os._exit(0)
+
+        threading.Thread(target=wait, daemon=True).start()
+
+
+def heard_by_command() -> int:
+    """The signal to end that the command, which started this process, has heard, or 0."""
+    path = os.environ.get(HEARD)
+    found = Path(path).read_bytes() if path else b""
+    return found[0] if found else 0
+
+
+def _end_unless_heard() -> None:
+    """SIGTERM of which the command has not heard is torchrun's own, after another process has failed: whoever waits for
+    that one would not come to an end of its iteration."""
+    if not heard_by_command():
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def children() -> list[int]:
@@ -118,11 +160,14 @@ def children() -> list[int]:
     return [int(number) for number in found.split()]
 
 
-def tell_ended(status: int) -> None:
-    """Says to the command that this process, of several, has ended with a status; its own is 0, so that torchrun starts
-    none again."""
+def tell_ended(status: int) -> int:
+    """Says to the command that this process, of several, has ended with a status; its own, which is returned, is then
+    0, so that torchrun starts none again."""
+    if ENDED not in os.environ:  # nobody asks
+        return status
     with open(os.environ[ENDED], "ab", buffering=0) as file:
         file.write(bytes([status]))
+    return 0
 
 
 @contextlib.contextmanager
@@ -134,16 +179,21 @@ def told() -> Iterator[tuple[list[int], list[int]]]:
 
     def hand_on(number: int) -> None:
         heard.append(128 + number)
+        os.write(said.fileno(), bytes([number]))
         for child in children():
             with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                 os.kill(child, number)
 
-    with os.fdopen(os.memfd_create("yolox_ops"), "r+b") as file, signals_to(hand_on):
-        os.environ[ENDED] = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+    with (
+        os.fdopen(os.memfd_create("ended"), "r+b") as file,
+        os.fdopen(os.memfd_create("heard"), "r+b") as said,
+        signals_to(hand_on),
+    ):
+        os.environ[ENDED], os.environ[HEARD] = (f"/proc/{os.getpid()}/fd/{f.fileno()}" for f in (file, said))
         try:
             yield heard, statuses
         finally:
-            del os.environ[ENDED]
+            del os.environ[ENDED], os.environ[HEARD]
             file.seek(0)
             statuses.extend(file.read())
 
@@ -154,7 +204,8 @@ CHILD = "import runpy, sys; sys.path[:] = {path!r}; runpy.run_module({module!r},
 
 
 def run_processes(module: str, arguments: Sequence[str], args: argparse.Namespace, device: str, restarts: int) -> int:
-    """Runs `module` in --devices processes under torchrun, on a free port; its exit status.
+    """Runs `module` in --devices processes under torchrun, on a free port; its exit status, or less than 0, a signal's
+    number, if one has ended a process.
 
     When a process ends with an error all are ended, and started again up to `restarts` times. Status 2, of an error
     that a process has explained, is passed on.
@@ -183,13 +234,14 @@ def run_processes(module: str, arguments: Sequence[str], args: argparse.Namespac
         rank, failure = error.get_first_failure()
         if failure.exitcode == 2:
             return 2
+        ended = failure.exitcode if failure.exitcode < 0 else 1
         ending = failure.signal_name() if failure.exitcode < 0 else f"status {failure.exitcode}, its error is above"
         after = f" after {restarts} restarts" if restarts else ""
         of = f"of {args.devices}"
         if args.nnodes is not None:
             of, after = "on this machine", f"{after}; if that is a lost connection, look at the other machines' errors"
         print(f"error: process {rank} {of} ended with {ending}{after}", file=sys.stderr)
-        return 1
+        return ended
     except RendezvousError as error:
         print(
             f"error: the other machines have ended, or did not come: {type(error).__name__}: {error}", file=sys.stderr

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from ..core.checkpoint import newest_checkpoint, read_newest, write_whole
-from ..core.ranks import gathered
+from ..core.ranks import gathered, limits
 from . import machines
 from .machines import Machine
 from .messages import InputError, warn
@@ -46,7 +46,7 @@ def newest_of_all(work_dir: Path) -> Path | None:
     digests = gathered(digest_of(path, best.size) if machines.leads() else None)
     lacking = [rank for rank, digest in enumerate(digests) if digest not in (None, digests[best.rank])]
     if lacking:
-        group = dist.new_group([best.rank, *lacking], backend="gloo")
+        group = dist.new_group([best.rank, *lacking], backend="gloo", **limits())
         machines.together(lambda: hand_over(best, path, lacking, group))
     leader = dist.get_rank() - int(os.environ["LOCAL_RANK"])
     own: Path = gathered(path)[leader]

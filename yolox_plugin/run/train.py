@@ -125,9 +125,11 @@ def run_several(
             status = launch.run_processes("yolox_plugin.train", arguments, args, cfg.device, args.max_restarts)
     finally:
         del os.environ[START], os.environ[starting.CLASSES]
-    if told:
-        return max(told)
-    return heard[0] if heard and status else status  # before there was anything to write
+    if status == 0:
+        return max(told, default=0)
+    if status < 0:  # processes may have ended by that before they could write anything
+        return heard[0] if heard else 1
+    return status
 
 
 def train(args: argparse.Namespace, cfg: Any, start: float, resume: bool) -> int:
@@ -145,24 +147,26 @@ def train(args: argparse.Namespace, cfg: Any, start: float, resume: bool) -> int
         with contextlib.ExitStack() as held:
             claim = claimed(work_dir, resume, training.text) if rank == 0 else contextlib.nullcontext()
             machines.together(lambda: held.enter_context(claim))
+            stopped = None
+            mid_epoch.hear(0)
             try:
                 for part in data_sets_in(training.dataset):
                     if isinstance(part, Mixing):
                         part.skip_unreadable = args.skip_unreadable
                 with launch.signals_to(mid_epoch.hear) if training.can_stop else contextlib.nullcontext():
                     outcome = training.run(checkpoint_in(work_dir) if resume else None)
-            except mid_epoch.Stopped as stopped:
-                if rank == 0:
-                    print(f"error: stopped by {stopped}, with a checkpoint in {work_dir / MID_EPOCH}", file=sys.stderr)
-                if not launch.is_child():
-                    return stopped.status
-                launch.tell_ended(stopped.status)
-                return 0
-            if unreadable := sum(gathered(unreadable_in(training.dataset))):
+            except mid_epoch.Stopped as end:
+                stopped = end
+            unreadable = sum(gathered(unreadable_in(training.dataset)))
+            if unreadable and rank == 0:
                 warn(f"{unreadable} samples had an image that could not be read: others were taken")
-            if rank == 0:
+            if rank == 0 and stopped is not None:
+                print(f"error: stopped by {stopped}, with a checkpoint in {work_dir / MID_EPOCH}", file=sys.stderr)
+            elif rank == 0:
                 finish(args, cfg, outcome, world_size, time.time() - start)
-    return 0
+    if stopped is None:
+        return 0
+    return launch.tell_ended(stopped.status) if launch.is_child() else stopped.status
 
 
 def unreadable_in(dataset: Any) -> int:

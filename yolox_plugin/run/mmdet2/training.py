@@ -102,6 +102,7 @@ def check(args: argparse.Namespace, cfg: Config) -> Ready:
     checks.check_initial_weights(built.model, "load_from", cfg.load_from)
     checks.check_initial_weights(built.model, "resume_from", cfg.resume_from)
     newest = newest_checkpoint(work_dir) if args.resume else None
+    checks.check_goes_on(newest, can_stop(cfg))
     if newest:
         checks.check_resumable(built, "--resume", newest, length_of(args, cfg.runner), data.labels)
     elif cfg.resume_from and "://" not in cfg.resume_from:

@@ -98,6 +98,7 @@ def check(args: argparse.Namespace, cfg: Config) -> Ready:
     folders.check_new(work_dir, args.resume)
     checks.check_initial_weights(built.model, "load_from", cfg.load_from)
     newest = newest_checkpoint(work_dir) if args.resume else None
+    checks.check_goes_on(newest, can_stop(cfg))
     if newest:
         checks.check_resumable(built, "--resume", newest, length_of(args, cfg.train_cfg), data.labels)
     elif cfg.resume and "://" not in cfg.load_from:
