@@ -221,7 +221,8 @@ class EpochBasedRunner(StockRunner):
         """Writes it whole or not at all; see `core.checkpoint.write_whole`."""
         self._save_scale()
         of_ranks, self._of_ranks = self._of_ranks, {}
-        meta = {**(meta or {}), **of_ranks}
+        if of_ranks:
+            meta = {**(meta or {}), **of_ranks}
         out_dir = str(out_dir)
         if "://" in out_dir:  # a store of its own kind, which has no names to change
             super().save_checkpoint(out_dir, filename_tmpl, save_optimizer, meta, create_symlink)
