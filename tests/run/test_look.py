@@ -252,7 +252,7 @@ def test_inputs_that_cannot_be(clean, its_config, tmp_path, capfd):
         (["--config=absent"], "--config must be a file or one of"),
         ([f"--out={tmp_path / 'file'}"], "file is not a folder"),
         ([f"--out={tmp_path / 'there'}"], "has a suspicious.csv, which would be overwritten"),
-        (["--cfg-options", "load_from=1", "model.bbox_head.num_classes=7"], "num_classes=7"),
+        (["--cfg-options", "load_from=nowhere.pth", "model.bbox_head.num_classes=7"], "num_classes=7"),
     ):
         assert words in sentence(look(*given, *options), capfd.readouterr().err)
     assert not (tmp_path / "out").exists()
