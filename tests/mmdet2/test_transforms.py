@@ -337,7 +337,8 @@ def test_places_go_by_the_file(tmp_path, kind, change):
 
 
 def test_half_an_image_is_never_taken(images):
-    """Between the first and the last pixel of another state of a file, its place is nobody's."""
+    """Between the first and the last pixel of a file, its place is nobody's; and of another state of the file it is not
+    written over, as somebody may be looking at it."""
     cache = build(images, standard(), cache="ram")._cache
     name = str(images / "000.jpg")
     first = cv2.imread(name)
@@ -348,14 +349,14 @@ def test_half_an_image_is_never_taken(images):
             cache.put(name, 9, first)  # another worker at the same time has to leave it alone
 
     watching = False
-    cache.put(name, 7, first)
-    assert np.array_equal(cache.get(name, 7), first)
     pixels = cache._pixels
     cache._pixels = lambda place: pixels(place).view(Watched)
     watching = True
     cache.put(name, 8, 255 - first)
     watching = False
     cache._pixels = pixels
+    assert np.array_equal(cache.get(name, 8), 255 - first)
+    cache.put(name, 7, first)
     assert np.array_equal(cache.get(name, 8), 255 - first)
     assert cache.get(name, 7) is cache.get(name, 9) is None
     cache._stamps[cache._place(name)] = BUSY
