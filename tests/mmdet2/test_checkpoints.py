@@ -181,7 +181,9 @@ def test_every_kind_of_average_goes_on(tmp_path, unheard, average, stop):
     """From the end of an epoch and from the middle of one. Stock's go on from the averages."""
 
     def runner(name, epochs, **options):
-        made = new_runner(tmp_path / name, epochs, model=Drawing, averages=[{**average, "momentum": 0.1, "priority": 49}])
+        made = new_runner(
+            tmp_path / name, epochs, model=Drawing, averages=[{**average, "momentum": 0.1, "priority": 49}]
+        )
         made.register_hook(StopAfter(options.get("stop")), "HIGHEST")
         made.register_hook(MidEpochCheckpointHook(), "LOWEST")
         return made
