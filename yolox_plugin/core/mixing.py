@@ -142,7 +142,7 @@ class Mixing:
                     part.get("img_path", part.get("filename")) for part in (sample, *sample.get("mix_results", ()))
                 ]
                 step = type(transform).__name__
-                raise ValueError(f"{step} cannot use one of {', '.join(map(str, names))}: {error.err}") from error
+                raise cv2.error(f"{step} cannot use one of {', '.join(map(str, names))}: {error}") from error
             if result is not None:
                 if type(transform) in self._gentle and "img" in result:
                     result["img"] = unmirrored(result["img"])

@@ -32,6 +32,8 @@ class EpochBasedTrainLoop(StockEpochBasedTrainLoop):
         self._seed: int | None = None  # that all ranks have agreed on
         self._order: Order | None = None  # of this epoch
         self.begun: Begun | None = None  # the epoch in whose middle the checkpoint was written
+        # A loop may be built while hooks are called, one of which has asked for it: they are gone through as they were.
+        self.runner._hooks = list(self.runner._hooks)
         self.runner.register_hook(_OfRanksHook(self))
 
     def run(self) -> nn.Module:
