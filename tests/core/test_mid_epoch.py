@@ -28,24 +28,29 @@ def test_the_random_state_comes_back_from_a_file(tmp_path):
 
 
 def test_what_ranks_add_and_take():
-    meta = mid_epoch.of_ranks({"state_dict": {"mean": torch.ones(2)}}, Order(None), 4, 2)
+    meta = mid_epoch.of_ranks({"state_dict": {"mean": torch.ones(2)}}, Order(None), 4)
     assert meta["mid_epoch"] == 4 and len(meta["ranks"]) == 1
     content = {"state_dict": {"mean": torch.zeros(2)}, "meta": {**meta, "epoch": 1}}
-    begun, world_size = mid_epoch.take(content)
-    assert isinstance(begun, Begun) and (begun.batches, world_size) == (4, 1)
+    said: list[str] = []
+    begun = mid_epoch.take(content, said.append)
+    assert isinstance(begun, Begun) and begun.batches == 4
     assert content["meta"] == {"epoch": 1}
     assert begun.random is not None and begun.random.keys() == random_state().keys()
     assert mid_epoch.of_ranks({"state_dict": {}}) == {}  # nothing in which one rank differs from itself
-    assert mid_epoch.take({"state_dict": {}}) == (None, 0)
+    assert mid_epoch.take({"state_dict": {}}, said.append) is None
+    assert said == []
 
 
 def test_a_rank_takes_its_own(monkeypatch):
     """And with another number of ranks, all take those of rank 0, which are the weights."""
     ranks = [{"parts": {"state_dict": {}}}, {"parts": {"state_dict": {"mean": torch.ones(2)}, "gone": {}}}]
-    for world_size, expected in ((2, 1.0), (3, 0.0)):
+    other = "the checkpoint is of 2 processes: these 3 all begin with what rank 0 had"
+    for world_size, expected, sentences in ((2, 1.0, []), (3, 0.0, [other])):
         monkeypatch.setattr(mid_epoch, "rank_and_world_size", lambda n=world_size: (1, n))
         content = {"state_dict": {"mean": torch.zeros(2)}, "meta": {"ranks": list(ranks)}}
-        assert mid_epoch.take(content) == (None, 2)
+        said: list[str] = []
+        assert mid_epoch.take(content, said.append) is None
+        assert said == sentences
         assert content["state_dict"]["mean"].tolist() == [expected] * 2
 
 
@@ -63,4 +68,4 @@ def test_a_rank_takes_its_own(monkeypatch):
 )
 def test_what_is_no_such_checkpoint(meta, words):
     with pytest.raises(ValueError, match=words):
-        mid_epoch.take({"state_dict": {}, "meta": meta})
+        mid_epoch.take({"state_dict": {}, "meta": meta}, print)

@@ -60,7 +60,7 @@ def epoch_of(loader, rank, world_size, begun=None, stop=None):
             if number == stop:
                 break
             batches.append(batch)
-        return batches, order.taken(number if stop is None else stop, loader.batch_size), order
+        return batches, order.taken(number if stop is None else stop), order
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_the_random_state_goes_on_as_well(workers):
                     break
                 found.append((batch.tolist(), np.random.random(), torch.rand(1).item()))
                 state = random_state()
-            return found, Begun(number, [order.taken(number, 4)], state)
+            return found, Begun(number, [order.taken(number)], state)
 
     whole, _ = epoch()
     begin, begun = epoch(stop=5)
@@ -185,8 +185,13 @@ def test_batches_of_another_kind_and_another_number_of_processes():
         pass
 
     loader = DataLoader(Positions(), batch_sampler=Own(Shared(50, 0, 1), 4, drop_last=False))
-    with placed(loader, 0, 1, Begun(3, [torch.empty(0)] * 2, None)) as order:
+    said: list[str] = []
+    with placed(loader, 0, 1, Begun(3, [torch.empty(0)] * 2, None), said.append) as order:
         assert (order.first, order.kept) == (6, False)
+        assert said == [
+            "the checkpoint was written in the middle of an epoch with 2 processes, or other batches: what is left of"
+            " it is 7 iterations here"
+        ]
         assert len(list(order.batches(loader))) == 13 - 6
 
 
@@ -231,7 +236,7 @@ def test_indices_of_other_kinds(kind):
                 if number == stop:
                     break
                 found.append(batch.tolist())
-            return found, Begun(number, [order.taken(number, 4)], None)
+            return found, Begun(number, [order.taken(number)], None)
 
     whole, _ = epoch()
     begin, begun = epoch(stop=2)

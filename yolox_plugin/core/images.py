@@ -1,6 +1,6 @@
 """Images that are decoded when somebody looks at them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -15,6 +15,17 @@ Decode = Callable[[bytes], Array | None]
 
 class UnreadableImage(ValueError):
     """A file that should be an image is none."""
+
+
+class UnusableImage(UnreadableImage, cv2.error):
+    """OpenCV refuses an image, as one so narrow that its size has a side of 0 pixels. Stock lets OpenCV's own error
+    through, which names no file; this is one too."""
+
+    @classmethod
+    def of(cls, step: str, names: Sequence[Any], error: cv2.error) -> "UnusableImage":
+        """What OpenCV has said in a step that was given the images of these names."""
+        listed = ", ".join(map(str, names))
+        return cls(f"{step} cannot use {'one of ' * (len(names) > 1)}{listed}: {' '.join(str(error).split())}")
 
 
 class Deferred:

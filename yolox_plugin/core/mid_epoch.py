@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -79,19 +80,17 @@ def hear(number: int) -> None:
     _heard = number
 
 
-def of_ranks(
-    parts: Parts, order: Order | None = None, batches: int = 0, batch_size: int | None = None
-) -> dict[str, Any]:
+def of_ranks(parts: Parts, order: Order | None = None, batches: int = 0) -> dict[str, Any]:
     """What all ranks together add to a checkpoint's meta; every rank must ask for it.
 
     Args:
         parts: tensors of the checkpoint in which the ranks may differ, as this one has them.
-        order: that of the epoch, in whose middle the checkpoint is, after so many batches of this size.
+        order: that of the epoch, in whose middle the checkpoint is, after so many batches.
     """
     ranks: list[dict[str, Any]] = [{"parts": found} for found in differences(parts)]
     if order is None:
         return {"ranks": ranks} if any(any(rank["parts"].values()) for rank in ranks) else {}
-    own = gathered((random_state(), order.taken(batches, batch_size)))
+    own = gathered((random_state(), order.taken(batches)))
     for rank, (random, taken) in zip(ranks, own, strict=True):
         rank |= {"random": random, "taken": taken}
     return {"ranks": ranks, "mid_epoch": batches}
@@ -109,11 +108,14 @@ def check(meta: dict[str, Any]) -> None:
         raise ValueError("meta['ranks'] must have the samples taken, as this plugin writes them")
 
 
-def take(content: dict[str, Any]) -> tuple[Begun | None, int]:
+def take(content: dict[str, Any], tell: Callable[[str], None]) -> Begun | None:
     """Takes what a checkpoint holds for this rank, into its parts, out of its meta; by all ranks alike.
 
+    Args:
+        tell: is given a sentence about a checkpoint of another number of ranks.
+
     Returns:
-        The epoch in whose middle it was written, and of how many ranks it is; 0 if nobody knows.
+        The epoch in whose middle it was written.
 
     Raises:
         ValueError: see `check`.
@@ -127,7 +129,9 @@ def take(content: dict[str, Any]) -> tuple[Begun | None, int]:
         for part, tensors in mine["parts"].items():
             if part in content:
                 content[part].update(tensors)
+    elif ranks:
+        tell(f"the checkpoint is of {len(ranks)} processes: these {world_size} all begin with what rank 0 had")
     if batches is None:
-        return None, len(ranks)
+        return None
     taken: list[Tensor] = [other["taken"].cpu() for other in ranks]
-    return Begun(batches, taken, mine and mine["random"]), len(ranks)
+    return Begun(batches, taken, mine and mine["random"])

@@ -17,6 +17,7 @@ from .images import (
     EncodedImage,
     Results,
     UnreadableImage,
+    UnusableImage,
     decode,
     in_planes,
     is_colour,
@@ -137,12 +138,10 @@ class Mixing:
             given = dict(sample) if type(transform) in self._gentle else copy.deepcopy(sample)
             try:
                 result: Results | None = transform(given)
-            except cv2.error as error:  # as of an image so narrow that its size has a side of 0 pixels
-                names = [
-                    part.get("img_path", part.get("filename")) for part in (sample, *sample.get("mix_results", ()))
-                ]
-                step = type(transform).__name__
-                raise cv2.error(f"{step} cannot use one of {', '.join(map(str, names))}: {error}") from error
+            except cv2.error as error:
+                parts = (sample, *sample.get("mix_results", ()))
+                names = [part.get("img_path", part.get("filename")) for part in parts]
+                raise UnusableImage.of(type(transform).__name__, names, error) from error
             if result is not None:
                 if type(transform) in self._gentle and "img" in result:
                     result["img"] = unmirrored(result["img"])

@@ -5,7 +5,7 @@ import contextlib
 import itertools
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +55,7 @@ class Order:
         self.kept = True  # whether this is the rest of the order that was begun
         self._begun = begun
         self._sampler: PlacedSampler | None = None
+        self._batch_size = 0  # of that sampler's
         self._goes_on = False  # behind what has been taken, without making it again
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
@@ -69,11 +70,12 @@ class Order:
             self._restore()
         return batches
 
-    def taken(self, batches: int, batch_size: int | None) -> Tensor:
-        """The indices of the samples in this rank's batches before number `batches`, [N] int64."""
-        if self._sampler is None or batch_size is None:
+    def taken(self, batches: int) -> Tensor:
+        """The indices of the samples in this rank's batches before number `batches`, [N] int64; none where the order
+        is not a torch.BatchSampler's."""
+        if self._sampler is None:
             return torch.empty(0, dtype=torch.int64)
-        return self._sampler.taken((batches - self.first) * batch_size)
+        return self._sampler.taken((batches - self.first) * self._batch_size)
 
     def _restore(self) -> None:
         if self._begun is not None and self._begun.random is not None:
@@ -97,7 +99,7 @@ class Order:
             left = len(rest) // batches.batch_size if batches.drop_last else -(-len(rest) // batches.batch_size)
             self.first = max(len(batches) - left, 0)
             place.go_on(rest, seen if self.kept or rank == 0 else [], sum(map(len, begun.taken)), self._restore)
-        self._sampler = place
+        self._sampler, self._batch_size = place, batches.batch_size
         return place
 
 
@@ -179,9 +181,15 @@ class PlacedSampler(Sampler[Any]):
 
 
 @contextlib.contextmanager
-def placed(loader: Any, rank: int, world_size: int, begun: Begun | None = None) -> Iterator[Order]:
+def placed(
+    loader: Any, rank: int, world_size: int, begun: Begun | None = None, tell: Callable[[str], None] = print
+) -> Iterator[Order]:
     """Within it, the data set of a loader hears of each sample where it stands, and an epoch that was `begun` before
-    goes on. A loader whose batch sampler has no `sampler` is left as it is."""
+    goes on. A loader whose batch sampler has no `sampler` is left as it is.
+
+    Args:
+        tell: is given a sentence if the order that was begun cannot go on, but another one does.
+    """
     batches: Any = getattr(loader, "batch_sampler", None)
     sampler = getattr(batches, "sampler", None)
     order = Order(begun)
@@ -192,6 +200,11 @@ def placed(loader: Any, rank: int, world_size: int, begun: Begun | None = None) 
     if begun is not None and not plain and len(begun.taken) != world_size:
         order.kept, order.first = False, -(-begun.batches * len(begun.taken) // world_size)
     batches.sampler = order.place(batches, rank, world_size) if plain else PlacedSampler(sampler, rank, world_size)
+    if begun is not None and not order.kept:
+        tell(
+            f"the checkpoint was written in the middle of an epoch with {len(begun.taken)} processes, or other batches:"
+            f" what is left of it is {len(loader) - order.first} iterations here"
+        )
     try:
         yield order
     finally:

@@ -32,7 +32,7 @@ from torch.utils.data import get_worker_info
 from ..core.annotation_index import AnnotationIndex, as_coco, open_index
 from ..core.cache import ImageCache
 from ..core.coco_eval import COCOeval
-from ..core.images import Array, Results
+from ..core.images import Array, Results, UnreadableImage, UnusableImage
 from ..core.mixing import Mixing, check_skip_type_keys
 from ..core.packed import PackedList
 from ..core.workers import Announcements
@@ -215,16 +215,17 @@ class CocoDataset(StockCocoDataset, TrainingPart):
         """See the stock class.
 
         Raises:
-            ValueError: naming a file that is no readable image, of which stock says that None has no shape.
+            UnreadableImage: naming a file that is no readable image, of which stock says that None has no shape.
+            UnusableImage: see there.
         """
         try:
             return super().prepare_test_img(idx)
-        except cv2.error as error:  # as of an image so narrow that its size has a side of 0 pixels
-            raise ValueError(f"{_path(self, self.infos[idx])} cannot be used: {error.err}") from error
+        except cv2.error as error:
+            raise UnusableImage.of("the pipeline", [_path(self, self.infos[idx])], error) from error
         except AttributeError as error:
             name = _path(self, self.infos[idx])
             if os.path.isfile(name) and mmcv.imread(name) is None:
-                raise ValueError(f"{name} is no readable image") from error
+                raise UnreadableImage(f"{name} is no readable image") from error
             raise
 
     def _det2json(self, results: list[Any]) -> list[dict[str, Any]]:

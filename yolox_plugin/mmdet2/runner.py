@@ -21,6 +21,7 @@ from ..core import mid_epoch
 from ..core.checkpoint import MID_EPOCH, numpy_allowed, read_newest, write_whole
 from ..core.mixing import data_sets_in
 from ..core.positions import Begun, Order, placed
+from ..core.ranks import Parts
 from ..core.reading import read_together
 from ..core.seeds import seed_everything
 from ..core.sgd import SGD
@@ -136,15 +137,12 @@ class EpochBasedRunner(StockRunner):
             if isinstance(part, TrainingPart)
         ]
         begun, self._begun = self._begun, None
-        with placed(data_loader, self.rank, self.world_size, begun) as self._order, contextlib.ExitStack() as ending:
+        with (
+            placed(data_loader, self.rank, self.world_size, begun, self.logger.info) as self._order,
+            contextlib.ExitStack() as ending,
+        ):
             if begun is not None:
                 self._iter = self.epoch * len(data_loader) + self._order.first
-            if not self._order.kept:
-                self.logger.info(
-                    f"the checkpoint was written in the middle of an epoch with {len(begun.taken) if begun else 0}"
-                    f" processes, or other batches: what is left of it is {len(data_loader) - self._order.first}"
-                    " iterations here"
-                )
             # A subclass may want to see images converted.
             moment = Moment(seed, self.epoch, self.iter, self.rank, takes_uint8=type(network) is YOLOX)
             for part in parts:
@@ -243,7 +241,15 @@ class EpochBasedRunner(StockRunner):
 
     def gather_ranks(self) -> None:
         """Called by all ranks before rank 0 saves an epoch's checkpoint: lets it hold in what the others differ."""
-        self._of_ranks = mid_epoch.of_ranks({"state_dict": dict(self._network.named_buffers())})
+        self._of_ranks = mid_epoch.of_ranks(self._parts_of_ranks())
+
+    def _parts_of_ranks(self) -> Parts:
+        """What of a checkpoint may differ from rank to rank: statistics of norms, and their averages."""
+        network = self._network
+        same = {name for name, _ in network.named_parameters()}
+        averages = [getattr(hook, "param_ema_buffer", {}) for hook in self.hooks]
+        same = {buffer for of_hook in averages for name, buffer in of_hook.items() if name in same}
+        return {"state_dict": {name: value for name, value in network.named_buffers() if name not in same}}
 
     def save_mid_epoch(self, link: bool) -> None:
         """Writes a checkpoint after the iteration that has just been trained; called by all ranks.
@@ -255,9 +261,7 @@ class EpochBasedRunner(StockRunner):
         averages = [hook for hook in self.hooks if hasattr(hook, "_swap_ema_parameters")]
         for hook in averages:  # as they are at the end of an epoch, and are put back at the beginning of one
             hook._swap_ema_parameters()
-        batch_size = getattr(getattr(self.data_loader, "batch_sampler", None), "batch_size", None)
-        parts = {"state_dict": dict(self._network.named_buffers())}
-        of_ranks = mid_epoch.of_ranks(parts, self._order, self.inner_iter + 1, batch_size)
+        of_ranks = mid_epoch.of_ranks(self._parts_of_ranks(), self._order, self.inner_iter + 1)
         if self.rank == 0:
             self._save_scale()
             meta = {**self._started_meta(), **of_ranks, "epoch": self.epoch, "iter": self.iter + 1}
@@ -302,11 +306,7 @@ class EpochBasedRunner(StockRunner):
                 f"{name} has weights, but no epoch and iteration of a training that could go on:"
                 " to begin one with these weights, use load_from"
             )
-        self._begun, world_size = mid_epoch.take(content)
-        if world_size not in (0, self.world_size):
-            self.logger.info(
-                f"the checkpoint is of {world_size} processes: these {self.world_size} all begin with what rank 0 had"
-            )
+        self._begun = mid_epoch.take(content, self.logger.info)
         weights = content["state_dict"]
         stripped = OrderedDict((re.sub(r"^module\.", "", key), value) for key, value in weights.items())
         stripped._metadata = getattr(weights, "_metadata", {})  # type: ignore[attr-defined]

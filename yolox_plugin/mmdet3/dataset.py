@@ -29,7 +29,7 @@ from mmengine.dataset import Compose, force_full_init
 
 from ..core.annotation_index import AnnotationIndex, as_coco, open_index
 from ..core.cache import ImageCache
-from ..core.images import Results
+from ..core.images import Results, UnusableImage
 from ..core.mixing import Mixing, check_skip_type_keys
 from ..core.workers import Announcements
 from ..patches import has_own
@@ -133,12 +133,12 @@ class CocoDataset(StockCocoDataset):
         """See the stock class.
 
         Raises:
-            ValueError: naming an image that OpenCV refuses, as one so narrow that its size has a side of 0 pixels.
+            UnusableImage: see there.
         """
         try:
             return super().prepare_data(idx)
         except cv2.error as error:
-            raise ValueError(f"{self.get_data_info(idx).get('img_path')} cannot be used: {error.err}") from error
+            raise UnusableImage.of("the pipeline", [self.get_data_info(idx).get("img_path")], error) from error
 
     @force_full_init  # type: ignore[untyped-decorator]
     def get_data_info(self, idx: int) -> Any:

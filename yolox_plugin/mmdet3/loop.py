@@ -67,19 +67,13 @@ class EpochBasedTrainLoop(StockEpochBasedTrainLoop):
         self.runner.model.train()
         begun, self.begun = self.begun, None
         with (
-            placed(self.dataloader, rank, self.runner.world_size, begun) as self._order,
+            placed(self.dataloader, rank, self.runner.world_size, begun, self.runner.logger.info) as self._order,
             contextlib.ExitStack() as ending,
         ):
-            first = self._order.first
-            if not self._order.kept:
-                self.runner.logger.info(
-                    f"the checkpoint was written in the middle of an epoch with {len(begun.taken) if begun else 0}"
-                    f" processes, or other batches: what is left of it is {len(self.dataloader) - first} iterations"
-                )
             for part in self._parts():
                 part.start_epoch(Moment(seed, self.epoch, self.iter, rank))
                 ending.callback(part.end_epoch)
-            for idx, data_batch in enumerate(self._order.batches(self.dataloader), start=first):
+            for idx, data_batch in enumerate(self._order.batches(self.dataloader), start=self._order.first):
                 self.run_iter(idx, data_batch)
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
@@ -87,8 +81,7 @@ class EpochBasedTrainLoop(StockEpochBasedTrainLoop):
     def save_mid_epoch(self, batch_idx: int) -> None:
         """Writes a checkpoint after this iteration of the epoch, which has just been trained; called by all ranks."""
         assert self._order is not None
-        batch_size = getattr(getattr(self.dataloader, "batch_sampler", None), "batch_size", None)
-        of_ranks = mid_epoch.of_ranks(parts_of_ranks(self.runner), self._order, batch_idx + 1, batch_size)
+        of_ranks = mid_epoch.of_ranks(parts_of_ranks(self.runner), self._order, batch_idx + 1)
         meta = {"epoch": self.epoch, "iter": self.iter + 1, **of_ranks}
         self.runner.save_checkpoint(self.runner.work_dir, MID_EPOCH, meta=meta, by_epoch=False)
 
@@ -103,10 +96,5 @@ class _OfRanksHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """See mmengine."""
-        if not runner._resume:
-            return
-        self._loop.begun, world_size = mid_epoch.take(checkpoint)
-        if world_size not in (0, runner.world_size):
-            runner.logger.info(
-                f"the checkpoint is of {world_size} processes: these {runner.world_size} all begin with what rank 0 had"
-            )
+        if runner._resume:
+            self._loop.begun = mid_epoch.take(checkpoint, runner.logger.info)
