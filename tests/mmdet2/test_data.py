@@ -7,6 +7,7 @@ import itertools
 import json
 import pickle
 
+import cv2
 import mmcv
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from mmdet.datasets.pipelines import MixUp, Mosaic, RandomAffine, YOLOXHSVRandom
 from torch.utils.data import DataLoader
 
 from yolox_plugin.core import annotation_index
+from yolox_plugin.core.images import UnreadableImage
 from yolox_plugin.core.mixing import data_sets_in
 from yolox_plugin.core.packed import PackedList
 from yolox_plugin.mmdet2.dataset import StockMultiImageMixDataset as StockMix
@@ -316,6 +318,26 @@ def test_an_unreadable_image_of_a_test_is_named(data_root, tmp_path):
     assert data[0]["img"].any()
     with pytest.raises(ValueError, match=r"000003\.jpg is no readable image"):
         data[2]
+
+
+def test_an_image_that_opencv_refuses_is_named(data_root, tmp_path):
+    """In an evaluation and in training; where the user wants it, another one is taken. Stock names none."""
+    import shutil
+
+    shutil.copytree(data_root / "train2017", tmp_path / "images")
+    cv2.imwrite(str(tmp_path / "images/000001.jpg"), np.zeros((2, 400, 3), np.uint8))
+    prefix, resize = str(tmp_path / "images"), {"type": "Resize", "img_scale": (96, 96), "keep_ratio": True}
+    steps = [{"type": "LoadImageFromFile"}, resize]
+    tested = DATASETS.get("CocoDataset")(**coco_config(data_root, img_prefix=prefix, pipeline=steps, test_mode=True))
+    mixed = DATASETS.get("MultiImageMixDataset")(both(data_root, img_prefix=prefix)[0], [resize])
+    for data_set, step in ((tested, "the pipeline"), (mixed, "Resize")):
+        with pytest.raises(cv2.error, match=rf"{step} cannot use \S+000001\.jpg: OpenCV.*resize") as refused:
+            data_set[0]
+        assert isinstance(refused.value, UnreadableImage)
+    mixed.skip_unreadable = True
+    np.random.seed(0)
+    assert not mixed[0]["filename"].endswith("000001.jpg")
+    assert mixed._announcements.unreadable >= 1
 
 
 def test_a_string_is_no_sequence_of_keys(data_root):

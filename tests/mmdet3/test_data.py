@@ -7,6 +7,7 @@ import pickle
 from functools import partial
 from types import SimpleNamespace
 
+import cv2
 import mmcv
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from yolox_plugin.core import annotation_index, mixing
 from yolox_plugin.core.cache import file_stamp
+from yolox_plugin.core.images import UnreadableImage
 from yolox_plugin.core.mixing import data_sets_in
 from yolox_plugin.core.positions import placed
 from yolox_plugin.mmdet3 import PARTS
@@ -303,6 +305,25 @@ def test_an_unreadable_image_is_named(tmp_path, content):
     path.write_bytes(path.read_bytes()[:40] if content is None else content)
     with pytest.raises(ValueError, match=r"000\.jpg is no readable image \(\d+ bytes\)"):
         build(inner(root), standard())[0]
+
+
+def test_an_image_that_opencv_refuses_is_named(tmp_path):
+    """In an evaluation and in training; where the user wants it, another one is taken. Stock names none."""
+    root = write_images(tmp_path / "odd", [(2, 400), (96, 96)])
+    resize = {"type": "Resize", "scale": (96, 96), "keep_ratio": True}
+    tested = OurCocoDataset(
+        ann_file=str(root / "annotations.json"), data_prefix={"img": str(root)}, test_mode=True,
+        metainfo={"classes": ("0", "1", "2")}, pipeline=[{"type": "LoadImageFromFile"}, resize],
+    )  # fmt: skip
+    mixed = build(inner(root), [resize])
+    for data_set, step in ((tested, "the pipeline"), (mixed, "Resize")):
+        with pytest.raises(cv2.error, match=rf"{step} cannot use \S+000\.jpg: OpenCV.*resize") as refused:
+            data_set[0]
+        assert isinstance(refused.value, UnreadableImage)
+    mixed.skip_unreadable = True
+    np.random.seed(0)
+    assert mixed[0]["img_path"].endswith("001.jpg")
+    assert mixed._announcements.unreadable >= 1
 
 
 @pytest.mark.parametrize("make", [build, build_stock])

@@ -55,18 +55,19 @@ def killable(path, data_root, epochs, more=""):
     return config, {"PYTHONPATH": os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])}
 
 
-def test_ten_kills_change_no_bit(tmp_path, data_root):
-    """At ten iterations of a run, and some random time later, while it trains, reads, validates or saves."""
-    config, environment = killable(tmp_path, data_root, 14, SEEDED)
+def test_kills_change_no_bit(tmp_path, data_root):
+    """At some iterations of a run, and some random time later, while it trains, reads, validates or saves. Those of
+    `make test-faults` are more, of the plugin's commands."""
+    config, environment = killable(tmp_path, data_root, 7, SEEDED)
     run("train", config, "--work-dir", tmp_path / "whole", **environment)
     rng = random.Random(time.time_ns())
-    for attempt in range(10):
+    for attempt in range(3):
         at, after = PER_EPOCH * (attempt + 2) + rng.randrange(PER_EPOCH), rng.uniform(0, 0.5)
         print(f"kill {attempt + 1}: {after:.3f} s after iteration {at}")
         killed(config, tmp_path / "cut", at, after, "--resume", **environment)
     output = run("train", config, "--work-dir", tmp_path / "cut", "--resume", **environment)
-    assert re.search(r"resumed epoch: 1[0-3], iter: (30|33|36|39)", output)
-    whole, cut = (load(tmp_path / name / "epoch_14.pth") for name in ("whole", "cut"))
+    assert re.search(r"resumed epoch: [3-6], iter: (9|12|15|18)", output)
+    whole, cut = (load(tmp_path / name / "epoch_7.pth") for name in ("whole", "cut"))
     assert all(equal(whole[key], cut[key]) for key in STATE)
     assert whole["meta"]["seed"] == cut["meta"]["seed"] == 5
 
