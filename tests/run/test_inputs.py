@@ -239,6 +239,7 @@ def test_nothing_detected_is_0():
 
 OPTIONS = [
     (["--data-path=/nowhere"], "--data-path /nowhere is not a folder"),
+    (["--data-path=--"], "/-- is not a folder"),
     (["--config=absent.py"], "got absent.py"),
     (["--config=BASELESS"], "absent_base.py"),
     (["--device=npu"], "--devices=1 --device=npu: this machine has 0 npu devices"),
@@ -317,6 +318,7 @@ def test_a_precision_that_no_block_takes(data, config, tmp_path, monkeypatch, ca
         ["--seed=-1"],
         ["--seed=4294967296"],
         ["--max-restarts=-1"],
+        ["--data-path=x", "--epochs=--"],
         ["--data-path=x", "--cfg-options", "nonsense"],
         ["--data-path=x", f"--work-dir={'x' * 300}"],
         ["--data-path=x", f"--load-from={'x/' * 3000}"],

@@ -144,5 +144,8 @@ def options_of(arguments: Sequence[str]) -> list[str]:
     changed = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        changed.append((name.replace("_", "-") if name.startswith("--") else name) + equals + value)
+        if name.startswith("--"):
+            name = name.replace("_", "-")
+            value = "./--" if value == "--" else value  # which argparse takes out, and gives an empty list
+        changed.append(name + equals + value)
     return changed
