@@ -7,6 +7,7 @@ import datetime
 import multiprocessing.util
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from ..core import ranks
 from .messages import InputError
@@ -32,6 +34,8 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 # Seconds for which a command that has failed stays: the other machines' may ask the store in it, until they see by
 # themselves how their processes have ended.
 STAY = 5
+# Seconds for which the machine with the store may not answer, when this one's processes have ended; and of one attempt.
+ABSENT, ATTEMPT = 30, 5
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
@@ -198,6 +202,52 @@ def told() -> Iterator[tuple[list[int], list[int]]]:
             statuses.extend(file.read())
 
 
+@contextlib.contextmanager
+def ending_without_store(endpoint: str) -> Iterator[None]:
+    """Within it, this process ends with status 1 if all that it has started have, and the machine at `endpoint`, where
+    torchrun's store is, does not answer. When a machine has lost its power or network, nothing tells the others so, and
+    torchrun waits for its store for a quarter of an hour and more, whatever time-outs it was given."""
+    place = parse_rendezvous_endpoint(endpoint, default_port=29400)
+    over = threading.Event()
+
+    def watch() -> None:
+        started, absent_since = False, None
+        while not over.wait(1):
+            running = any(map(_runs, children()))
+            started = started or running
+            if not started or running or _answers(place):
+                absent_since = None
+                continue
+            absent_since = absent_since or time.monotonic()
+            if time.monotonic() - absent_since > ABSENT and not over.is_set():
+                words = f"error: {endpoint}, where the machines meet, does not answer: it or the network is down"
+                print(words, file=sys.stderr, flush=True)
+                os._exit(1)  # the main thread waits in a call that nothing ends
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _runs(child: int) -> bool:
+    """Whether it has not ended, be it that nobody has asked for its status yet."""
+    try:
+        return Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def _answers(place: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(place, timeout=ATTEMPT).close()
+    except OSError:
+        return False
+    return True
+
+
 # A process of torchrun's, which finds modules where this one does: after `python -m` in the current folder as well, but
 # not if a script has kept that out.
 CHILD = "import runpy, sys; sys.path[:] = {path!r}; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
@@ -227,7 +277,9 @@ def run_processes(module: str, arguments: Sequence[str], args: argparse.Namespac
         if ENDED in os.environ and hasattr(options, "signals_to_handle"):
             # On SIGTERM torchrun would give its processes half a minute; an older one does.
             options.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
-        torchrun.run(options)  # type: ignore[no-untyped-call]
+        of_store = args.nnodes is not None and options.rdzv_backend == "c10d" and options.rdzv_endpoint
+        with ending_without_store(options.rdzv_endpoint) if of_store else contextlib.nullcontext():
+            torchrun.run(options)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         if args.nnodes is not None:
             time.sleep(STAY)
