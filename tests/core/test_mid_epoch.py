@@ -1,5 +1,6 @@
 """What a checkpoint in the middle of an epoch holds, and what is said of one that holds something else."""
 
+import itertools
 import random
 
 import numpy as np
@@ -52,6 +53,26 @@ def test_a_rank_takes_its_own(monkeypatch):
         assert mid_epoch.take(content, said.append) is None
         assert said == sentences
         assert content["state_dict"]["mean"].tolist() == [expected] * 2
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+def test_the_clock_asks_once_for_each(monkeypatch, delay):
+    """Also where what rank 0 asks for is heard one iteration later, as by several processes."""
+
+    class Delayed:
+        said = [0] * delay
+
+        def exchange(self, number):
+            self.said.append(number)
+            return self.said.pop(0)
+
+    clock = itertools.count()
+    monkeypatch.setattr(mid_epoch.time, "monotonic", lambda: 10.0 * (next(clock) // 2))
+    monkeypatch.setattr(mid_epoch, "Agreement", Delayed)
+    timing = mid_epoch.Timing(None, minutes=1)
+    timing.start()
+    due = [i for i in range(1, 61) if timing.due(i, can_be_written=True)]
+    assert len(due) >= 4 and all(later - earlier > 3 for earlier, later in itertools.pairwise(due))
 
 
 @pytest.mark.parametrize(

@@ -189,8 +189,8 @@ def test_batches_of_another_kind_and_another_number_of_processes():
     with placed(loader, 0, 1, Begun(3, [torch.empty(0)] * 2, None), said.append) as order:
         assert (order.first, order.kept) == (6, False)
         assert said == [
-            "the checkpoint was written in the middle of an epoch with 2 processes, or other batches: what is left of"
-            " it is 7 iterations here"
+            "the epoch in whose middle the checkpoint was written was begun by another number of processes, or in other"
+            " batches: what is left of it is 7 iterations here"
         ]
         assert len(list(order.batches(loader))) == 13 - 6
 

@@ -35,6 +35,7 @@ from yolox_plugin.core.checkpoint import (
     newest_checkpoint,
     read_checkpoint,
     read_newest,
+    write_whole,
 )  # fmt: skip
 from yolox_plugin.core.sgd import SGD
 from yolox_plugin.mmdet2.hooks import MidEpochCheckpointHook
@@ -110,6 +111,16 @@ class Drawing(Net):
 
     def train_step(self, data, optimizer):
         return super().train_step(data + torch.rand_like(data) + random.random() + np.random.random(), optimizer)
+
+
+class Begins(Hook):
+    """Which iteration each epoch begins with, as hooks see it."""
+
+    def __init__(self):
+        self.seen = []
+
+    def before_train_epoch(self, runner):
+        self.seen.append((runner.epoch, runner.iter))
 
 
 class StopAfter(Hook):
@@ -223,6 +234,29 @@ def test_no_evaluation_before_the_first_epoch_of_a_resumed_training(tmp_path):
     assert hook.modes == [True] * 5
 
 
+def test_hooks_see_the_beginning_of_an_epoch_that_goes_on(tmp_path, unheard):
+    with pytest.raises(mid_epoch.Stopped):
+        mid_epoch_runner(tmp_path, stop=8).run([batches_of()], [("train", 1)])
+    mid_epoch.hear(0)
+    resumed, begins = mid_epoch_runner(tmp_path), Begins()
+    resumed.register_hook(begins)
+    resumed.resume(str(tmp_path / "mid_epoch.pth"))
+    resumed.run([batches_of()], [("train", 1)])
+    assert begins.seen == [(1, 5), (2, 10)] and resumed.iter == 15
+
+
+def test_a_checkpoint_by_iterations_that_is_damaged(tmp_path):
+    """The one before it is used here, too; one of another kind is not."""
+    run(new_runner(tmp_path, 1))
+    (tmp_path / "epoch_1.pth").rename(tmp_path / "iter_500.pth")
+    (tmp_path / "iter_1000.pth").write_bytes(b"cut short")
+    (tmp_path / "epoch_7.pth").write_bytes(b"of another kind")
+    assert read_newest(tmp_path / "iter_1000.pth", print)[0] == tmp_path / "iter_500.pth"
+    (tmp_path / "iter_500.pth").unlink()
+    with pytest.raises(ValueError, match="There is none before it in that folder"):
+        read_newest(tmp_path / "iter_1000.pth", print)
+
+
 def test_checkpoints_by_iteration_beside_one_in_the_middle(tmp_path, unheard):
     with pytest.raises(mid_epoch.Stopped):
         mid_epoch_runner(tmp_path, stop=8).run([batches_of()], [("train", 1)])
@@ -327,7 +361,7 @@ def test_an_unreadable_checkpoint_is_reported_and_the_one_before_it_used(tmp_pat
     assert "latest.pth is no readable checkpoint" in caplog.text
     assert "epoch_2.pth is no readable checkpoint" in caplog.text
     damage(tmp_path / "epoch_1.pth")
-    with pytest.raises(ValueError, match=r"epoch_1\.pth is no readable checkpoint.*No other checkpoint"):
+    with pytest.raises(ValueError, match=r"epoch_1\.pth is no readable checkpoint.*There is none before it"):
         new_runner(tmp_path, 4).resume(str(tmp_path / "latest.pth"))
 
 
@@ -356,6 +390,18 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
         new_runner(disk, 2).resume(str(disk / "latest.pth"))
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_whatever_ends_the_writing_leaves_nothing_unfinished(tmp_path):
+    """Also what is no OSError, as torch's own words about a disk."""
+
+    def write(part):
+        part.write_bytes(b"begun")
+        raise RuntimeError("unexpected pos 704 vs 598")
+
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        write_whole(tmp_path, "epoch_1.pth", write, link=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 class Killed(BaseException):

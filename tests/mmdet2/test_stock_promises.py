@@ -458,7 +458,8 @@ def test_the_best_checkpoint(side, tmp_path, options, epoch, name, stops):
     assert runner.meta["hook_msgs"]["best_score"] == figures[epoch - 1]
     best = tmp_path / f"best_{name}_epoch_{epoch}.pth"
     assert runner.meta["hook_msgs"]["best_ckpt"] == str(best) and best.is_file()
-    if len(stops) == 1:  # a resumed hook does not know which file was the best
+    # Stock's checkpoint is older than the evaluation of its epoch: resumed, it does not know which file was the best.
+    if len(stops) == 1 or side.EpochBasedRunner.__module__.startswith("yolox_plugin"):
         assert len(list(tmp_path.glob("best_*"))) == 1
 
 

@@ -2,8 +2,10 @@
 
 import copy
 import io
+import os
 import pickle
 import random
+import subprocess
 from collections import Counter
 from types import SimpleNamespace
 from unittest.mock import Mock, patch
@@ -35,6 +37,7 @@ from torch.utils.data import DataLoader
 
 from yolox_plugin.core.sgd import SGD
 from yolox_plugin.mmdet3 import history
+from yolox_plugin.mmdet3.checkpoints import save_checkpoint
 from yolox_plugin.mmdet3.detector import YOLOX
 from yolox_plugin.mmdet3.ema import ExpMomentumEMA
 from yolox_plugin.mmdet3.history import DeferredHistory, Waiting
@@ -628,6 +631,51 @@ def test_norm_layers_are_averaged_before_the_checkpoint_of_an_epoch_that_is_vali
     for place, epoch in zip(averages, averaged, strict=True):
         assert (place == saves[epoch] - 1) == (kind is SyncNormHook)
         assert (place == saves[epoch] + 1) == (kind is StockSyncNormHook)
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
+    """On a real file system without room, of which torch says something else where it writes to a path."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        save_checkpoint({"state_dict": {"a": torch.zeros(10_000)}}, str(disk / "epoch_1.pth"))
+        (disk / "filler").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - 20_000))
+        with pytest.raises(OSError, match="cannot write the checkpoint: No space left"):
+            save_checkpoint({"state_dict": {"a": torch.zeros(10_000)}}, str(disk / "epoch_2.pth"))
+        assert sorted(p.name for p in disk.iterdir()) == ["epoch_1.pth", "filler"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+class Best(Hook):
+    """Which figures the validations find, by epoch."""
+
+    priority = "HIGH"
+
+    def __init__(self, figures):
+        self.figures = figures
+
+    def after_val_epoch(self, runner, metrics=None):
+        metrics["figure"] = self.figures[runner.epoch - 1]
+
+
+def test_a_resumed_run_writes_the_checkpoints_of_one_in_one_go(tmp_path):
+    """Those of a best score between two others, which stock writes after a checkpoint of the same process alone."""
+    found = []
+    for stops in ((4, 7), (7,)):
+        work_dir = tmp_path / str(len(stops))
+        for stop in stops:
+            checkpoint = {"type": "CheckpointHook", "interval": 4, "save_best": "figure", "rule": "greater"}
+            runner = new_runner(
+                work_dir, [Best([1, 2, 3, 4, 5, 6, 7])], epochs=stop, validate=True, train_cfg={"val_interval": 1},
+                resume=stop != stops[0], default_hooks={"checkpoint": {**checkpoint, "save_last": False}},
+            )  # fmt: skip
+            runner.train()
+        found.append(sorted(path.name for path in work_dir.glob("*.pth")))
+    assert found[0] == found[1]
+    assert "epoch_5.pth" in found[0]
 
 
 def test_norm_layers_are_averaged_where_nothing_was_trained(tmp_path, monkeypatch):

@@ -33,8 +33,9 @@ DOS_FOLDER = 0x10  # among a record's external attributes
 _DAMAGE = (RuntimeError, EOFError, AttributeError, LookupError, ValueError, TypeError, AssertionError, OverflowError,
            struct.error)  # fmt: skip
 
-# Names of a run's checkpoints: of those at the ends of epochs, and of the last in the middle of one.
-_NUMBERED = re.compile(r"(?:.+_)?(?:epoch|iter)_(\d+)\.pth")
+# Names of a run's checkpoints: of those at the ends of epochs, and of the last in the middle of one. Those that begin
+# with "best_" are other files, in which mmengine keeps weights alone.
+_NUMBERED = re.compile(r"(?!best_)(.+_)?(epoch|iter)_(\d+)\.pth")
 MID_EPOCH = "mid_epoch.pth"
 
 
@@ -209,7 +210,7 @@ def newest_checkpoint(work_dir: Path) -> Path | None:
     that end in no number.
     """
     latest, mid_epoch = work_dir / "latest.pth", work_dir / MID_EPOCH
-    numbered = [(int(match[1]), path) for path in work_dir.glob("*.pth") if (match := _NUMBERED.fullmatch(path.name))]
+    numbered = [(int(match[3]), path) for path in work_dir.glob("*.pth") if (match := _NUMBERED.fullmatch(path.name))]
     whole = latest if latest.exists() else max(numbered)[1] if numbered else None
     if mid_epoch.is_file() and (whole is None or is_newer(mid_epoch, whole)):
         return mid_epoch
@@ -237,7 +238,7 @@ def epochs_of(checkpoint: Path) -> float:
         except (pickle.UnpicklingError, ModuleNotFoundError, *_DAMAGE):
             return float("inf")
     match = _NUMBERED.fullmatch(real.name)
-    return float(match[1]) if match else float("inf")
+    return float(match[3]) if match else float("inf")
 
 
 def _meta(checkpoint: Path) -> dict[str, Any]:
@@ -268,15 +269,18 @@ def read_newest(checkpoint: Path, tell: Callable[[str], None]) -> tuple[Path, di
             tell(problems[-1])
         path = next(others, None)
     raise ValueError(
-        "; ".join(problems) + ". No other checkpoint is in that folder: remove it or name another with --resume-from"
+        "; ".join(problems) + ". There is none before it in that folder: move it away, or resume from another file"
     )
 
 
 def _earlier(checkpoint: Path) -> list[Path]:
     """The checkpoints beside this one with fewer epochs behind them, newest first."""
-    real, pattern = checkpoint.resolve(), re.compile(rf"epoch_\d+\.pth|{re.escape(MID_EPOCH)}")
-    if not pattern.fullmatch(real.name):
+    real = checkpoint.resolve()
+    match = _NUMBERED.fullmatch(real.name)
+    if match is None and real.name != MID_EPOCH:
         return []
+    kind = re.escape(f"{match[1] or ''}{match[2]}" if match else "epoch")
+    pattern = re.compile(rf"{kind}_\d+\.pth{'' if 'iter' in kind else '|' + re.escape(MID_EPOCH)}")
     found = [(epochs_of(path), path) for path in real.parent.glob("*.pth") if pattern.fullmatch(path.name)]
     return [path for epochs, path in sorted(found, reverse=True) if path != real and epochs < epochs_of(real)]
 
@@ -302,10 +306,12 @@ def write_whole(folder: Path, name: str, write: Callable[[Path], None], link: bo
             new_link.unlink(missing_ok=True)
             new_link.symlink_to(name)
             new_link.replace(latest)
-    except OSError as error:
+    except BaseException as error:
         for unfinished in (part, new_link):
             with contextlib.suppress(OSError):  # that of the attempt itself is the one to tell
                 unfinished.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         kept = f"{latest.resolve()} is still there" if latest.exists() else "there is none before it"
         reason = os.strerror(error.errno) if error.errno else error
         raise OSError(error.errno, f"cannot write the checkpoint: {reason}; {kept}", str(final)) from error

@@ -40,6 +40,7 @@ class Timing:
         self._agreement: Agreement | None = None
         self._written = time.monotonic()
         self._wanted = _NOTHING
+        self._asked = False  # by rank 0, since the last one
 
     def start(self) -> None:
         """Begins to count."""
@@ -54,7 +55,9 @@ class Timing:
         """
         assert self._agreement is not None, "start comes first"
         by_clock = self._minutes is not None and time.monotonic() - self._written > 60 * self._minutes
-        wanted = max(heard(), _CHECKPOINT if by_clock and rank_and_world_size()[0] == 0 else _NOTHING)
+        asks = by_clock and not self._asked and rank_and_world_size()[0] == 0
+        self._asked = self._asked or asks
+        wanted = max(heard(), _CHECKPOINT if asks else _NOTHING)
         self._wanted = max(self._wanted, self._agreement.exchange(wanted))
         if self._iterations is not None and iteration % self._iterations == 0:
             self._wanted = max(self._wanted, _CHECKPOINT)
@@ -62,7 +65,7 @@ class Timing:
             return _NOTHING
         due, self._wanted = self._wanted, _NOTHING
         if due:
-            self._written = time.monotonic()
+            self._written, self._asked = time.monotonic(), False
         return due
 
 

@@ -202,8 +202,8 @@ def placed(
     batches.sampler = order.place(batches, rank, world_size) if plain else PlacedSampler(sampler, rank, world_size)
     if begun is not None and not order.kept:
         tell(
-            f"the checkpoint was written in the middle of an epoch with {len(begun.taken)} processes, or other batches:"
-            f" what is left of it is {len(loader) - order.first} iterations here"
+            "the epoch in whose middle the checkpoint was written was begun by another number of processes, or in"
+            f" other batches: what is left of it is {len(loader) - order.first} iterations here"
         )
     try:
         yield order

@@ -1,6 +1,7 @@
 """MMDetection's hooks of the standard YOLOX config, with their faults mended."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from mmcv.parallel import is_module_wrapper
 from mmcv.runner import HOOKS, BaseRunner, GradientCumulativeOptimizerHook, Hook
@@ -93,9 +94,13 @@ class CheckpointHook(StockCheckpointHook):
     """The stock class, which knows rank 0 alone. Here a checkpoint also holds in what the other ranks differ."""
 
     def _save_checkpoint(self, runner: BaseRunner) -> None:
-        if isinstance(runner, EpochBasedRunner):
-            runner.gather_ranks()
+        if not isinstance(runner, EpochBasedRunner):
+            super()._save_checkpoint(runner)
+            return
+        runner.gather_ranks()
         super()._save_checkpoint(runner)
+        if self.by_epoch:
+            runner.save_again = partial(self._save_checkpoint, runner)
 
 
 @HOOKS.register_module()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmcv.parallel import is_module_wrapper
-from mmcv.runner import CheckpointLoader, Fp16OptimizerHook, LogBuffer, OptimizerHook, load_state_dict
+from mmcv.runner import CheckpointLoader, EvalHook, Fp16OptimizerHook, LogBuffer, OptimizerHook, load_state_dict
 from mmcv.runner import EpochBasedRunner as StockRunner
 from mmcv.runner import save_checkpoint as write_checkpoint
 from mmdet.datasets.samplers import ClassAwareSampler, DistributedGroupSampler, DistributedSampler
@@ -68,6 +68,7 @@ class EpochBasedRunner(StockRunner):
         self._begun: Begun | None = None  # the epoch in whose middle the checkpoint was written
         self._order: Order | None = None  # of this epoch
         self._of_ranks: dict[str, Any] = {}  # for the next checkpoint
+        self.save_again: Callable[[], None] | None = None  # the checkpoint of this epoch, which a hook has written
 
     @property
     def _network(self) -> Any:
@@ -127,7 +128,10 @@ class EpochBasedRunner(StockRunner):
         self._find_iteration(data_loader)
         seed = self._agree_on_seed() if self._seed is None else self._seed
         seed_everything(seed, self.epoch, self.rank, worker=0)
-        self.call_hook("before_train_epoch")
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            self._iter = self.epoch * len(data_loader)
+        self.call_hook("before_train_epoch")  # where the epoch begins, whether it was begun before or not
         self.model.train()  # a hook may have evaluated it
         network = self._network
         self._seed_sampler(data_loader, seed)
@@ -136,7 +140,6 @@ class EpochBasedRunner(StockRunner):
             for part in (network, *data_sets_in(getattr(data_loader, "dataset", None)))
             if isinstance(part, TrainingPart)
         ]
-        begun, self._begun = self._begun, None
         with (
             placed(data_loader, self.rank, self.world_size, begun, self.logger.info) as self._order,
             contextlib.ExitStack() as ending,
@@ -157,7 +160,16 @@ class EpochBasedRunner(StockRunner):
                 del self.data_batch
                 self._iter += 1
         self.call_hook("after_train_epoch")
+        self._save_again()
         self._epoch += 1
+
+    def _save_again(self) -> None:
+        """The checkpoint of this epoch, if it was evaluated since: with the best score, without which a resumed run
+        would take a worse one for the best, and with the statistics of norms that all ranks have now."""
+        again = self.save_again
+        if again is not None and any(isinstance(hook, EvalHook) and hook._should_evaluate(self) for hook in self.hooks):
+            again()
+        self.save_again = None
 
     def _take_back(self) -> None:
         """After a resume: what hooks begin with, once.

@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,17 @@ def save_checkpoint(
         return
     path = Path(filename)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path.parent, path.name, lambda part: torch.save(checkpoint, part), link=False)
+    write_whole(path.parent, path.name, partial(_write, checkpoint), link=False)
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(checkpoint, file)
+    except RuntimeError as error:  # torch's own, about a file whose end is at another place
+        if isinstance(error.__context__, OSError):  # as of a full disk
+            raise error.__context__ from None
+        raise
 
 
 def parts_of_ranks(runner: Runner) -> Parts:
@@ -98,6 +109,13 @@ class CheckpointHook(StockCheckpointHook):
         if is_local(str(named)):
             path, _ = read_newest(named, runner.logger.error)
             runner._load_from = str(path)
+
+    def before_train(self, runner: Runner) -> None:
+        """See the stock class, which after a resume knows of no last checkpoint, and writes no other one at a best
+        score before it has written one."""
+        super().before_train(runner)
+        if runner._resume:
+            self.last_ckpt = runner.message_hub.runtime_info.get("last_ckpt")
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         """See the stock class, which removes the oldest first."""

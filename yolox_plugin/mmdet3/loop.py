@@ -26,6 +26,8 @@ class EpochBasedTrainLoop(StockEpochBasedTrainLoop):
     run that was killed and resumed ends as one that was not. The checkpoint's seed outlives that of the command line.
     """
 
+    _iter: int
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._given_seed = self.runner.seed  # that the sampler was built with
@@ -63,9 +65,12 @@ class EpochBasedTrainLoop(StockEpochBasedTrainLoop):
         seed = self._agree_on_seed() if self._seed is None else self._seed
         rank = dist.get_rank() if self.runner.distributed else 0
         seed_everything(seed, self.epoch, rank, worker=0)
-        self.runner.call_hook("before_train_epoch")
-        self.runner.model.train()
         begun, self.begun = self.begun, None
+        iteration = self._iter
+        self._iter -= 0 if begun is None else begun.batches
+        self.runner.call_hook("before_train_epoch")  # where the epoch begins, whether it was begun before or not
+        self._iter = iteration
+        self.runner.model.train()
         with (
             placed(self.dataloader, rank, self.runner.world_size, begun, self.runner.logger.info) as self._order,
             contextlib.ExitStack() as ending,

@@ -150,7 +150,10 @@ def check_resumable(built: Built, option: str, path: Path, length: dict[str, int
         raise InputError(f"{option} {path}: {error}") from error
     for unit, number in length.items():
         if meta[unit] >= number:
-            raise InputError(f"{option} {path} has {meta[unit]} of {number} {unit}s: nothing is left to train")
+            raise InputError(
+                f"{option} {path} has {meta[unit]} of {number} {unit}s: nothing is left to train;"
+                " python -m yolox_plugin.test evaluates it"
+            )
     check_labels_of(meta, option, path, labels)
     state = content.get("optimizer")
     if state is not None and groups_in(state) != groups_in(built.optimizer.state_dict()):

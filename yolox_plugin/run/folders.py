@@ -31,8 +31,8 @@ def check_folder(option: str, folder: Path) -> None:
 
 def has_run(work_dir: Path) -> bool:
     """Whether there are checkpoints or logs in `work_dir`."""
-    logs = ("*.log", "*.log.json", "*/*.log")  # mmengine's have a folder for each start
-    return newest_checkpoint(work_dir) is not None or any(any(work_dir.glob(names)) for names in logs)
+    files = ("best_*.pth", "*.log", "*.log.json", "*/*.log")  # mmengine's logs have a folder for each start
+    return newest_checkpoint(work_dir) is not None or any(any(work_dir.glob(names)) for names in files)
 
 
 def check_unmixed(work_dir: Path, resume: bool) -> None:

@@ -129,7 +129,8 @@ def facts(
         yield f"annotations {number + 1} ({source.part})", f"{hash_of(source.path)} of {size} bytes"
     for number, path in enumerate(weights):
         if isinstance(path, (str, Path)) and "://" not in str(path):
-            yield f"weights {number + 1}", hash_of_weights(Path(path))
+            # Where a checkpoint goes on, initial weights may be gone.
+            yield f"weights {number + 1}", hash_of_weights(Path(path)) if Path(path).exists() else "none"
     for name, value in flat(cfg.to_dict()):
         if not PLACES.fullmatch(name):
             yield f"config {name}", placeless(value)

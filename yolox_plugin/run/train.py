@@ -243,5 +243,6 @@ def finish(args: argparse.Namespace, cfg: Any, outcome: report.Outcome, world_si
     newest, middle = newest_checkpoint(work_dir), work_dir / MID_EPOCH
     if newest is not None and newest.resolve() != middle.resolve():  # latest.pth may be a link to it
         middle.unlink(missing_ok=True)  # its epoch has been trained to the end
+        middle.with_name(f"{MID_EPOCH}.part").unlink(missing_ok=True)  # of a run that was killed while writing it
     saved = "checkpoints, " if newest else ""  # of less than an epoch there is none
     print(f"  in {work_dir}: {saved}logs, config.py, result.json, curves.png", flush=True)

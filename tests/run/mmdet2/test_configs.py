@@ -408,7 +408,7 @@ def test_the_newest_checkpoint(tmp_path):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "latest.pth").symlink_to("epoch_99.pth")  # which is gone
     assert newest_checkpoint(tmp_path) is None
-    for name in ("epoch_2.pth", "epoch_10.pth", "best_bbox_mAP_epoch_8.pth"):
+    for name in ("epoch_2.pth", "epoch_10.pth", "best_bbox_mAP_epoch_8.pth", "best_coco_bbox_mAP_epoch_15.pth"):
         (tmp_path / name).write_bytes(b"")
     assert newest_checkpoint(tmp_path) == tmp_path / "epoch_10.pth"
     (tmp_path / "epoch_99.pth").write_bytes(b"")
