@@ -463,6 +463,46 @@ def test_the_best_checkpoint(side, tmp_path, options, epoch, name, stops):
         assert len(list(tmp_path.glob("best_*"))) == 1
 
 
+@pytest.mark.parametrize("epoch", [2, 4], ids=["within", "at the end"])
+def test_an_evaluation_that_was_cut_comes_first_in_the_resumed_run(tmp_path, monkeypatch, epoch):
+    """The best score is that of this epoch. No promise of stock's, which evaluates it no more."""
+    monkeypatch.setattr(epoch_based_runner, "time", Mock())
+    side, evaluated = SimpleNamespace(**{c.__name__: c for _, c in PAIRS}), []
+
+    class Numbered(EvalHook):
+        def evaluate(self, runner, results):
+            evaluated.append(runner.epoch + 1)
+            if len(evaluated) == epoch:  # the first time
+                raise KeyboardInterrupt
+            self.dataloader.dataset.figures = [1.0 if evaluated[-1] == epoch else 0.5]
+            return super().evaluate(runner, results)
+
+    def run():
+        runner = runner_of(side, tmp_path, max_epochs=4, meta={})
+        runner.register_checkpoint_hook({"interval": 1})
+        runner.register_hook(Numbered(DataLoader(Figures([])), save_best="mAP"))
+        if (tmp_path / "latest.pth").is_file():
+            runner.resume(str(tmp_path / "latest.pth"))
+        with patch("mmdet.apis.single_gpu_test"):
+            runner.run([loader(1)], [("train", 1)])
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert torch.load(tmp_path / f"epoch_{epoch}.pth")["meta"]["evaluation_due"]
+    del evaluated[:]
+    evaluated.append(0)  # so that none is the first of its number
+    evaluated.extend(range(1, 4))
+    run()
+    assert evaluated[4:] == list(range(epoch, 5))
+    for number in range(1, 5):
+        meta = torch.load(tmp_path / f"epoch_{number}.pth")["meta"]
+        assert "evaluation_due" not in meta and (meta["epoch"], meta["iter"]) == (number, number)
+    assert meta["hook_msgs"]["best_score"] == 1.0
+    assert [path.name for path in tmp_path.glob("best_*")] == [f"best_mAP_epoch_{epoch}.pth"]
+    run()
+    assert len(evaluated) == 4 + 5 - epoch
+
+
 # MMDetection's hooks
 
 

@@ -678,6 +678,42 @@ def test_a_resumed_run_writes_the_checkpoints_of_one_in_one_go(tmp_path):
     assert "epoch_5.pth" in found[0]
 
 
+class Stops(Hook):
+    """Ends the process, as it were, in the validation of an epoch."""
+
+    def __init__(self, epoch=None):
+        self.epoch, self.validated = epoch, []
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.epoch == self.epoch:
+            raise KeyboardInterrupt
+
+    def after_val_epoch(self, runner, metrics=None):
+        self.validated.append(runner.epoch)
+
+
+@pytest.mark.parametrize("epoch", [2, 4], ids=["within", "at the end"])
+def test_a_validation_that_was_cut_comes_first_in_the_resumed_run(tmp_path, epoch):
+    """The best score is that of this epoch."""
+    checkpoint = {"type": "CheckpointHook", "interval": 1, "save_best": "figure", "rule": "greater"}
+    kept = {"default_hooks": {"checkpoint": checkpoint}}
+    figures = Best([1 if number == epoch else 0 for number in range(1, 5)])
+    cut = new_runner(tmp_path, [figures, Stops(epoch)], epochs=4, validate=True, **kept)
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    assert torch.load(tmp_path / f"epoch_{epoch}.pth", weights_only=False)["meta"]["evaluation_due"]
+    seen = Stops()
+    new_runner(tmp_path, [figures, seen], epochs=4, validate=True, resume=True, **kept).train()
+    assert seen.validated == list(range(epoch, 5))
+    assert (tmp_path / f"best_figure_epoch_{epoch}.pth").is_file()
+    for number in range(1, 5):
+        content = torch.load(tmp_path / f"epoch_{number}.pth", weights_only=False)
+        assert "evaluation_due" not in content["meta"] and content["meta"]["epoch"] == number
+    again = Stops()
+    new_runner(tmp_path, [figures, again], epochs=4, validate=True, resume=True, **kept).train()
+    assert again.validated == []
+
+
 def test_norm_layers_are_averaged_where_nothing_was_trained(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(StockSyncNormHook, "before_val_epoch", lambda *_: calls.append(1))

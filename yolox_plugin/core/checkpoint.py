@@ -37,6 +37,8 @@ _DAMAGE = (RuntimeError, EOFError, AttributeError, LookupError, ValueError, Type
 # with "best_" are other files, in which mmengine keeps weights alone.
 _NUMBERED = re.compile(r"(?!best_)(.+_)?(epoch|iter)_(\d+)\.pth")
 MID_EPOCH = "mid_epoch.pth"
+# In the meta of one at the end of an epoch that is to be evaluated: it has not been yet.
+EVALUATION_DUE = "evaluation_due"
 
 
 class DamagedCheckpoint(ValueError):

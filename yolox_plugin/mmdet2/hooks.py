@@ -91,13 +91,14 @@ class ExpMomentumEMAHook(StockEMAHook):
 
 
 class CheckpointHook(StockCheckpointHook):
-    """The stock class, which knows rank 0 alone. Here a checkpoint also holds in what the other ranks differ."""
+    """The stock class, which knows rank 0 alone. Here a checkpoint also holds in what the other ranks differ, and is
+    written once more when its epoch has been evaluated; until then it says that this is due."""
 
     def _save_checkpoint(self, runner: BaseRunner) -> None:
         if not isinstance(runner, EpochBasedRunner):
             super()._save_checkpoint(runner)
             return
-        runner.gather_ranks()
+        runner.prepare_checkpoint(at_end=self.by_epoch)
         super()._save_checkpoint(runner)
         if self.by_epoch:
             runner.save_again = partial(self._save_checkpoint, runner)

@@ -4,13 +4,22 @@ import contextlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from mmcv.parallel import is_module_wrapper
-from mmcv.runner import CheckpointLoader, EvalHook, Fp16OptimizerHook, LogBuffer, OptimizerHook, load_state_dict
+from mmcv.runner import (
+    CheckpointHook,
+    CheckpointLoader,
+    EvalHook,
+    Fp16OptimizerHook,
+    LogBuffer,
+    OptimizerHook,
+    load_state_dict,
+)
 from mmcv.runner import EpochBasedRunner as StockRunner
 from mmcv.runner import save_checkpoint as write_checkpoint
 from mmdet.datasets.samplers import ClassAwareSampler, DistributedGroupSampler, DistributedSampler
@@ -18,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..core import mid_epoch
-from ..core.checkpoint import MID_EPOCH, numpy_allowed, read_newest, write_whole
+from ..core.checkpoint import EVALUATION_DUE, MID_EPOCH, numpy_allowed, read_newest, write_whole
 from ..core.mixing import data_sets_in
 from ..core.positions import Begun, Order, placed
 from ..core.ranks import Parts
@@ -67,6 +76,7 @@ class EpochBasedRunner(StockRunner):
         self._resumed = False  # and the iteration not yet found
         self._begun: Begun | None = None  # the epoch in whose middle the checkpoint was written
         self._order: Order | None = None  # of this epoch
+        self._evaluation_due = False  # of the epoch at whose end the checkpoint was written
         self._of_ranks: dict[str, Any] = {}  # for the next checkpoint
         self.save_again: Callable[[], None] | None = None  # the checkpoint of this epoch, which a hook has written
 
@@ -82,6 +92,7 @@ class EpochBasedRunner(StockRunner):
         self._agree_on_seed()
         for data_loader, (mode, _) in zip(data_loaders, workflow, strict=False):
             if mode == "train":
+                self.data_loader = data_loader
                 self._find_iteration(data_loader)
                 break
         super().run(data_loaders, workflow, max_epochs, **kwargs)
@@ -166,10 +177,34 @@ class EpochBasedRunner(StockRunner):
     def _save_again(self) -> None:
         """The checkpoint of this epoch, if it was evaluated since: with the best score, without which a resumed run
         would take a worse one for the best, and with the statistics of norms that all ranks have now."""
-        again = self.save_again
-        if again is not None and any(isinstance(hook, EvalHook) and hook._should_evaluate(self) for hook in self.hooks):
-            again()
+        if self.save_again is not None and self._is_evaluated():
+            self.save_again()
         self.save_again = None
+
+    def _is_evaluated(self) -> bool:
+        return any(isinstance(hook, EvalHook) and hook.by_epoch and hook._should_evaluate(self) for hook in self.hooks)
+
+    def call_hook(self, fn_name: str) -> None:
+        """See the stock class."""
+        super().call_hook(fn_name)
+        if fn_name == "before_run" and self._evaluation_due:
+            self._evaluation_due = False
+            self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        """What follows the checkpoint of an epoch, if the training was stopped before it was done."""
+        self._take_back()
+        self.mode, self._inner_iter = "train", len(self.data_loader) - 1
+        self._epoch -= 1
+        saving = max((i for i, hook in enumerate(self.hooks) if isinstance(hook, CheckpointHook)), default=-1)
+        for hook in self.hooks[saving + 1 :]:
+            if hasattr(hook, "_decide_interval"):  # of evaluations, which it does at the beginning of an epoch
+                hook._decide_interval(self)
+            hook.after_train_epoch(self)
+        if saving >= 0:
+            self.save_again = partial(self.hooks[saving]._save_checkpoint, self)
+        self._save_again()
+        self._epoch += 1
 
     def _take_back(self) -> None:
         """After a resume: what hooks begin with, once.
@@ -251,9 +286,12 @@ class EpochBasedRunner(StockRunner):
             if isinstance(hook, DeferredFp16OptimizerHook):
                 hook.save_state(self._started_meta())
 
-    def gather_ranks(self) -> None:
-        """Called by all ranks before rank 0 saves an epoch's checkpoint: lets it hold in what the others differ."""
+    def prepare_checkpoint(self, at_end: bool) -> None:
+        """Called by all ranks before rank 0 saves a checkpoint: lets it hold in what the others differ; and if this is
+        at the end of an epoch, that its evaluation is still due."""
         self._of_ranks = mid_epoch.of_ranks(self._parts_of_ranks())
+        if at_end and self.save_again is None and self._is_evaluated():
+            self._of_ranks[EVALUATION_DUE] = True
 
     def _parts_of_ranks(self) -> Parts:
         """What of a checkpoint may differ from rank to rank: statistics of norms, and their averages."""
@@ -319,6 +357,7 @@ class EpochBasedRunner(StockRunner):
                 " to begin one with these weights, use load_from"
             )
         self._begun = mid_epoch.take(content, self.logger.info)
+        self._evaluation_due = found.pop(EVALUATION_DUE, False) is True
         weights = content["state_dict"]
         stripped = OrderedDict((re.sub(r"^module\.", "", key), value) for key, value in weights.items())
         stripped._metadata = getattr(weights, "_metadata", {})  # type: ignore[attr-defined]

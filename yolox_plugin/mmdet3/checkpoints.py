@@ -1,5 +1,6 @@
 """mmengine's checkpoints, each whole or absent, and a damaged one never the end of a training."""
 
+import bisect
 import functools
 import pickle
 from functools import partial
@@ -15,9 +16,19 @@ from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.runner.checkpoint import save_checkpoint as stock_save_checkpoint
+from mmengine.runner.loops import EpochBasedTrainLoop as StockEpochBasedTrainLoop
 
 from ..core import mid_epoch
-from ..core.checkpoint import MID_EPOCH, is_newer, named, newest_checkpoint, numpy_globals, read_newest, write_whole
+from ..core.checkpoint import (
+    EVALUATION_DUE,
+    MID_EPOCH,
+    is_newer,
+    named,
+    newest_checkpoint,
+    numpy_globals,
+    read_newest,
+    write_whole,
+)
 from ..core.ranks import Parts
 
 
@@ -81,11 +92,25 @@ def parts_of_ranks(runner: Runner) -> Parts:
     }
 
 
+def validation_follows(runner: Runner) -> bool:
+    """Whether mmengine's loop is going to validate after the epoch that ends."""
+    loop, epoch = runner.train_loop, runner.epoch + 1
+    if runner.val_loop is None or not isinstance(loop, StockEpochBasedTrainLoop) or epoch < loop.val_begin:
+        return False
+    # The loop decides for this interval when hooks have been called for the end of an epoch.
+    interval = loop.dynamic_intervals[bisect.bisect(loop.dynamic_milestones, epoch + 1) - 1]
+    return bool(epoch % interval == 0 or epoch == loop.max_epochs)
+
+
 class CheckpointHook(StockCheckpointHook):
     """The stock class, which removes old checkpoints before it writes the new one, and ends a resumed training at a
     checkpoint that is cut short. Here the new one is there before an old one goes, and the one before a damaged one is
-    used, with an error in the log. The new one also holds in what the other ranks differ, of which stock knows nothing.
+    used, with an error in the log. The new one also holds in what the other ranks differ, of which stock knows nothing,
+    and says until its epoch has been validated that this is due.
     """
+
+    _due: tuple[int, dict[str, Any]] | None = None  # a checkpoint whose epoch is to be validated: its step and meta
+    _is_due = False  # for the one that is written now
 
     def before_run(self, runner: Runner) -> None:
         """Chooses the checkpoint that a resumed run goes on from.
@@ -116,6 +141,20 @@ class CheckpointHook(StockCheckpointHook):
         super().before_train(runner)
         if runner._resume:
             self.last_ckpt = runner.message_hub.runtime_info.get("last_ckpt")
+        if getattr(runner.train_loop, "evaluation_due", False):
+            self._due = runner.epoch, {"epoch": runner.epoch, "iter": runner.iter}
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """See the stock class."""
+        self._is_due = validation_follows(runner)
+        super().after_train_epoch(runner)
+        self._is_due = False
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        """See the stock class, which may write the checkpoint again, with a new best score."""
+        super().after_val_epoch(runner, metrics)
+        if self._due is not None:
+            self._save_checkpoint_with_step(runner, *self._due)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         """See the stock class, which removes the oldest first."""
@@ -126,7 +165,9 @@ class CheckpointHook(StockCheckpointHook):
             and len(self.keep_ckpt_ids) == self.max_keep_ckpts
         ):
             oldest = self.keep_ckpt_ids.popleft()  # which the new checkpoint says is gone
-        super()._save_checkpoint_with_step(runner, step, {**meta, **mid_epoch.of_ranks(parts_of_ranks(runner))})
+        due = {EVALUATION_DUE: True} if self._is_due else {}
+        self._due = (step, meta) if due else None
+        super()._save_checkpoint_with_step(runner, step, {**meta, **due, **mid_epoch.of_ranks(parts_of_ranks(runner))})
         if oldest is not None and is_main_process():
             self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(oldest)))
 

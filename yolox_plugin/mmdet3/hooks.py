@@ -1,6 +1,5 @@
 """Hooks of MMDetection 3 and mmengine of the standard YOLOX config, with their faults mended."""
 
-import bisect
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +11,12 @@ from mmengine.hooks import RuntimeInfoHook as StockRuntimeInfoHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop as StockEpochBasedTrainLoop
 from mmengine.runner import Runner
 
 from ..core.mid_epoch import Stopped, Timing
 from ..core.mixing import check_skip_type_keys, leave_out_steps
 from ..core.schedule import is_closing
+from .checkpoints import validation_follows
 from .history import DeferredHistory, Waiting
 from .loop import EpochBasedTrainLoop
 
@@ -64,14 +63,9 @@ class SyncNormHook(StockSyncNormHook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Where mmengine's loop is going to validate."""
-        loop, epoch = runner.train_loop, runner.epoch + 1
-        if runner.val_loop is None or not isinstance(loop, StockEpochBasedTrainLoop) or epoch < loop.val_begin:
-            return
-        # The loop decides for this interval when this hook has been called.
-        interval = loop.dynamic_intervals[bisect.bisect(loop.dynamic_milestones, epoch + 1) - 1]
-        if epoch % interval == 0 or epoch == loop.max_epochs:
+        if validation_follows(runner):
             super().before_val_epoch(runner)
-            self._epoch = epoch
+            self._epoch = runner.epoch + 1
 
     def before_val_epoch(self, runner: Runner) -> None:
         """See the stock class."""

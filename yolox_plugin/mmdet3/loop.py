@@ -13,7 +13,7 @@ from mmengine.runner.loops import EpochBasedTrainLoop as StockEpochBasedTrainLoo
 from torch import nn
 
 from ..core import mid_epoch
-from ..core.checkpoint import MID_EPOCH
+from ..core.checkpoint import EVALUATION_DUE, MID_EPOCH
 from ..core.mixing import data_sets_in
 from ..core.positions import Begun, Order, placed
 from ..core.seeds import seed_everything
@@ -37,6 +37,8 @@ class EpochBasedTrainLoop(StockEpochBasedTrainLoop):
         # A loop may be built while hooks are called, one of which has asked for it: they are gone through as they were.
         self.runner._hooks = list(self.runner._hooks)
         self.runner.register_hook(_OfRanksHook(self))
+        self.runner.register_hook(_EvaluationHook(self))
+        self.evaluation_due = False  # of the epoch at whose end the checkpoint was written
 
     def run(self) -> nn.Module:
         """See the stock class."""
@@ -102,4 +104,20 @@ class _OfRanksHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """See mmengine."""
         if runner._resume:
+            self._loop.evaluation_due = checkpoint["meta"].pop(EVALUATION_DUE, False) is True
             self._loop.begun = mid_epoch.take(checkpoint, runner.logger.info)
+
+
+class _EvaluationHook(Hook):
+    """Validates first the epoch that the training was stopped at the end of, if that has not been done."""
+
+    priority = "LOWEST"
+
+    def __init__(self, loop: EpochBasedTrainLoop) -> None:
+        self._loop = loop
+
+    def before_train(self, runner: Runner) -> None:
+        """See mmengine."""
+        due, self._loop.evaluation_due = self._loop.evaluation_due, False
+        if due and runner.val_loop is not None:
+            runner.val_loop.run()

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from ..core import mid_epoch
-from ..core.checkpoint import MID_EPOCH, DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint, read_newest
+from ..core.checkpoint import (
+    EVALUATION_DUE,
+    MID_EPOCH,
+    DamagedCheckpoint,
+    UnsafeCheckpoint,
+    read_checkpoint,
+    read_newest,
+)
 from ..detector import PreparedDetector
 from ..precision import has_bfloat16
 from .annotations import in_words
@@ -149,7 +156,7 @@ def check_resumable(built: Built, option: str, path: Path, length: dict[str, int
     except ValueError as error:
         raise InputError(f"{option} {path}: {error}") from error
     for unit, number in length.items():
-        if meta[unit] >= number:
+        if meta[unit] > number or (meta[unit] == number and not meta.get(EVALUATION_DUE)):
             raise InputError(
                 f"{option} {path} has {meta[unit]} of {number} {unit}s: nothing is left to train;"
                 " python -m yolox_plugin.test evaluates it"
