@@ -42,12 +42,17 @@ def sentence_about(error: Exception) -> str | None:
         return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
     if killed := _KILLED_WORKER.search(f"{error.__cause__} {text}"):
         return _of_killed_worker((killed[2] or "").strip())
-    if _NO_SHARED_MEMORY.search(text):
+    if is_of_shared_memory(error):
         return _of_killed_worker("Bus error")
     if isinstance(error, RuntimeError) and _OF_GROUP.search(text) and (absent := absent_ranks()):
         named = f"process {absent[0]}" if len(absent) == 1 else f"processes {', '.join(map(str, absent))}"
         return f"{named} of {rank_and_world_size()[1]} did not answer: {text.strip().splitlines()[0]:.200}"
     return None
+
+
+def is_of_shared_memory(error: Exception) -> bool:
+    """Whether /dev/shm had no room."""
+    return bool(_NO_SHARED_MEMORY.search(str(error)))
 
 
 def _of_killed_worker(signal: str) -> str:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import ctypes
 import datetime
+import multiprocessing.queues
 import multiprocessing.util
 import os
 import signal
@@ -11,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from ..core import ranks
+from .failures import is_of_shared_memory
 from .messages import InputError
 from .options import TORCHRUN_OPTIONS
 
@@ -54,6 +57,8 @@ def joined(device: str, minutes: float | None = None) -> Iterator[tuple[int, int
     """
     if is_child():
         end_with_parent()
+    workers = _Workers()
+    multiprocessing.util.register_after_fork(workers, _Workers.end_where_a_batch_is_lost)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         yield 0, 1
@@ -117,7 +122,7 @@ def signals_to(take: Callable[[int], None]) -> Iterator[None]:
 
     for number in ENDING:
         signal.signal(number, heard)
-    workers = _Workers()  # as long as it is there
+    workers = _Workers()
     multiprocessing.util.register_after_fork(workers, _Workers.listen_to_the_main_process_alone)
     if earlier := heard_by_command():  # before this process could
         take(earlier)
@@ -129,7 +134,19 @@ def signals_to(take: Callable[[int], None]) -> Iterator[None]:
 
 
 class _Workers:
-    """Stands for processes that this one forks, as those that load data."""
+    """Stands, as long as it is there, for processes that this one forks, as those that load data."""
+
+    def end_where_a_batch_is_lost(self) -> None:
+        """In such a process. Python prints why a queue cannot hand something over, and goes on without it: the main
+        process would wait for that batch for ever."""
+
+        def end(error: Exception, _: object) -> None:
+            if is_of_shared_memory(error):
+                signal.raise_signal(signal.SIGBUS)  # as the kernel does where torch has not noticed
+            traceback.print_exception(error)
+            os._exit(1)
+
+        multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
 
     def listen_to_the_main_process_alone(self) -> None:
         """In such a process. A scheduler tells all processes of a job to end: the main process, which then writes a
