@@ -77,13 +77,15 @@ def test_the_newest_is_further_within_its_epoch(shared, tmp_path):
     assert shared() == (tmp_path / "a/iter_13.pth", tmp_path / "b/iter_13.pth")
 
 
-def test_another_one_of_its_name_is_replaced(shared, tmp_path):
+def test_another_one_of_its_name_gets_another_name(shared, tmp_path):
     """Of the same size; and of two of the same epoch, rank 0's is taken."""
     write(tmp_path / "a/epoch_3.pth", 3, value=1.0)
     write(tmp_path / "b/epoch_3.pth", 3, value=2.0)
     assert (tmp_path / "a/epoch_3.pth").stat().st_size == (tmp_path / "b/epoch_3.pth").stat().st_size
     shared()
     assert torch.load(tmp_path / "b/epoch_3.pth")["state_dict"]["weight"][0] == 1.0
+    [kept] = (tmp_path / "b").glob("epoch_3.pth.*")
+    assert torch.load(kept)["state_dict"]["weight"][0] == 2.0
 
 
 def test_the_same_one_stays(shared, tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..core.checkpoint import newest_checkpoint, read_newest, write_whole
+from ..core.checkpoint import MID_EPOCH, newest_checkpoint, read_newest, write_whole
 from ..core.ranks import gathered, limits
 from . import machines
 from .machines import Machine
@@ -83,6 +84,10 @@ def hand_over(offer: Offer, path: Path, lacking: list[int], group: Any) -> None:
         arriving = chunks(offer, None, group)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.name != MID_EPOCH and path.exists():  # of this training or of another
+                kept = path.with_name(f"{path.name}.{time.strftime('%Y%m%d_%H%M%S')}")
+                path.replace(kept)
+                warn(f"{path} was another one than {offer.machine} has: it is {kept.name} now")
             write_whole(path.parent, path.name, lambda part: write_chunks(part, arriving), link=offer.linked)
         except OSError as error:
             raise InputError(f"--work-dir {path.parent}: {error}") from error
