@@ -2,6 +2,7 @@
 trainings."""
 
 import errno
+import json
 import multiprocessing
 import os
 import signal
@@ -11,7 +12,7 @@ import time
 
 import pytest
 import torch
-from tiny import ENV
+from tiny import ENV, small
 
 from yolox_plugin.core.checkpoint import newest_checkpoint
 from yolox_plugin.core.images import UnreadableImage
@@ -73,6 +74,27 @@ def test_a_checkpoint_in_the_middle_is_kept_while_it_is_the_newest(data, config,
     assert newest_checkpoint(work_dir).resolve() == work_dir / "mid_epoch.pth"
     assert training.main([*common, "--iterations=6", "--resume"]) == 0
     assert newest_checkpoint(work_dir).resolve() == work_dir / "epoch_1.pth"
+
+
+def test_a_training_that_was_stopped_in_its_last_evaluation(data, config, tmp_path, capfd):
+    """Nothing is left to train, but a result is missing."""
+    work_dir = tmp_path / "run"
+    command = [f"--data-path={data}", f"--config={config}", "--device=cpu", f"--work-dir={work_dir}", "--epochs=2",
+               "--cfg-options", *small.EVERY_EPOCH]  # fmt: skip
+    assert training.main(command) == 0
+    result = json.loads((work_dir / "result.json").read_text())
+    last = newest_checkpoint(work_dir).resolve()
+    content = torch.load(last, weights_only=False)
+    assert "evaluation_due" not in content["meta"]
+    assert training.main([*command[:5], "--resume", *command[5:]]) == 2
+    assert "has 2 of 2 epochs: nothing is left to train; python -m yolox_plugin.test" in capfd.readouterr().err
+    content["meta"]["evaluation_due"] = True
+    torch.save(content, last)
+    (work_dir / "result.json").unlink()
+    assert training.main([*command[:5], "--resume", *command[5:]]) == 0
+    again = json.loads((work_dir / "result.json").read_text())
+    assert again["mAP"] is not None and again["mAP"] == result["mAP"] and again["epochs"] == 2
+    assert "evaluation_due" not in torch.load(last, weights_only=False)["meta"]
     assert not (work_dir / "mid_epoch.pth").exists()
 
 

@@ -90,11 +90,11 @@ class EpochBasedRunner(StockRunner):
     ) -> None:  # fmt: skip
         """See the stock class."""
         self._agree_on_seed()
-        for data_loader, (mode, _) in zip(data_loaders, workflow, strict=False):
-            if mode == "train":
-                self.data_loader = data_loader
-                self._find_iteration(data_loader)
-                break
+        trained = [loader for loader, (mode, _) in zip(data_loaders, workflow, strict=False) if mode == "train"]
+        if trained:
+            self.data_loader = trained[0]
+            self._find_iteration(trained[0])
+        self._evaluation_due = self._evaluation_due and bool(trained)
         super().run(data_loaders, workflow, max_epochs, **kwargs)
 
     def _agree_on_seed(self) -> int:

@@ -104,7 +104,7 @@ class _OfRanksHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """See mmengine."""
         if runner._resume:
-            self._loop.evaluation_due = checkpoint["meta"].pop(EVALUATION_DUE, False) is True
+            self._loop.evaluation_due = (checkpoint.get("meta") or {}).pop(EVALUATION_DUE, False) is True
             self._loop.begun = mid_epoch.take(checkpoint, runner.logger.info)
 
 
