@@ -48,6 +48,41 @@ with launch.signals_to(print):
     assert "never" not in process.stdout
 
 
+BLOCKED = """
+import ctypes
+from yolox_plugin.run import launch
+c, mutex, condition = ctypes.CDLL(None), ctypes.create_string_buffer(64), ctypes.create_string_buffer(64)
+with launch.signals_to(print):
+    print("ready", flush=True)
+    c.pthread_mutex_lock(mutex)
+    c.pthread_cond_wait(condition, mutex)  # where no handler of Python's is called
+"""
+
+
+@pytest.mark.parametrize("by_command", [False, True])
+def test_torchrun_ends_a_rank_that_waits_for_another(tmp_path, by_command):
+    """In a device's library, for instance; not if the signal is the command's, which wants a checkpoint."""
+    heard = tmp_path / "heard"
+    heard.write_bytes(b"")
+    process = subprocess.Popen(
+        [sys.executable, "-c", BLOCKED], env=ENV | {launch.HEARD: str(heard)}, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        while "ready" not in process.stdout.readline():
+            assert process.poll() is None
+        if by_command:
+            heard.write_bytes(bytes([signal.SIGTERM]))
+        process.terminate()
+        if by_command:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(launch.AGREE_WITHIN + 2)
+        else:
+            assert process.wait(60) == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_signals_are_handed_on_and_statuses_come_back():
     code = """
 import os, signal, subprocess, sys, time

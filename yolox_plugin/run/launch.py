@@ -112,16 +112,14 @@ def signals_to(take: Callable[[int], None]) -> Iterator[None]:
         if not first:
             first.append(time.monotonic())
             take(number)
-            if HEARD in os.environ and number == signal.SIGTERM:
-                timer = threading.Timer(AGREE_WITHIN, _end_unless_heard)
-                timer.daemon = True
-                timer.start()
         elif time.monotonic() - first[0] > TWICE:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
     for number in ENDING:
         signal.signal(number, heard)
+    if HEARD in os.environ:
+        _end_if_told_by_torchrun()
     workers = _Workers()
     multiprocessing.util.register_after_fork(workers, _Workers.listen_to_the_main_process_alone)
     if earlier := heard_by_command():  # before this process could
@@ -129,6 +127,8 @@ def signals_to(take: Callable[[int], None]) -> Iterator[None]:
     try:
         yield
     finally:
+        if HEARD in os.environ:
+            signal.set_wakeup_fd(-1)
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -152,6 +152,7 @@ class _Workers:
         """In such a process. A scheduler tells all processes of a job to end: the main process, which then writes a
         checkpoint after an iteration, needs its workers for that. It ends them itself."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        signal.set_wakeup_fd(-1)
 
         def wait() -> None:
             while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
@@ -168,11 +169,22 @@ def heard_by_command() -> int:
     return found[0] if found else 0
 
 
-def _end_unless_heard() -> None:
+def _end_if_told_by_torchrun() -> None:
     """SIGTERM of which the command has not heard is torchrun's own, after another process has failed: whoever waits for
-    that one would not come to an end of its iteration."""
-    if not heard_by_command():
-        os.kill(os.getpid(), signal.SIGKILL)
+    that one would not come to an end of its iteration. It may wait in a device's library, where Python calls no
+    handler; so this is heard in another way."""
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+    def wait() -> None:
+        while os.read(heard, 1) != bytes([signal.SIGTERM]):
+            pass
+        time.sleep(AGREE_WITHIN)
+        if not heard_by_command():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def children() -> list[int]:
