@@ -234,8 +234,8 @@ def told() -> Iterator[tuple[list[int], list[int]]]:
 @contextlib.contextmanager
 def ending_without_store(endpoint: str) -> Iterator[None]:
     """Within it, this process ends with status 1 if all that it has started have, and the machine at `endpoint`, where
-    torchrun's store is, does not answer. When a machine has lost its power or network, nothing tells the others so, and
-    torchrun waits for its store for a quarter of an hour and more, whatever time-outs it was given."""
+    torchrun's store is, does not answer. When a machine has lost its power or its network, nothing tells the others so,
+    and torchrun waits for its store without end, or for minutes, whatever time-outs it was given."""
     place = parse_rendezvous_endpoint(endpoint, default_port=29400)
     over = threading.Event()
 
