@@ -28,11 +28,12 @@ test-mmdet2: .venv/full
 	@echo "== MMDetection 2.28.2"
 	$(PYTEST)
 
-# Of tests/core those that know of a host; the others would be the same once more.
-WITH_HOSTS := $(patsubst %,tests/core/test_%.py,annotation_index core inference losses network)
+# Those that know of a host; the others would be the same once more.
+WITH_HOSTS := $(patsubst %,tests/core/test_%.py,annotation_index core inference losses network) \
+	tests/run --ignore=tests/run/test_sharing.py
 test-mmdet3: .venv/full
 	@echo "== MMDetection 3.3.0"
-	$(MMDET3) $(PYTEST) $(WITH_HOSTS) tests/mmdet3 tests/run
+	$(MMDET3) $(PYTEST) $(WITH_HOSTS) tests/mmdet3
 
 # Kills, full disks, two machines, malformed inputs, random operands, in the numbers that the docs name; hours of some
 # machines' time, and root. Not part of `make test`.

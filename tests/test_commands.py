@@ -97,9 +97,9 @@ def python(request, installed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("python", ["installed", "editable"], indirect=True)
-@pytest.mark.parametrize("where", ["clone", "elsewhere"])
+@pytest.mark.parametrize(("python", "where"), [("installed", "clone"), ("editable", "elsewhere")], indirect=["python"])
 def test_commands_start(python, where, clone, tmp_path):
+    """In a clone beside which it is installed, whose sources must not be taken for it; and from another folder."""
     root = clone if python != Path(sys.executable) else ROOT
     cwd = root if where == "clone" else tmp_path
     assert succeed(python, "-m", "yolox_ops", cwd=cwd).endswith("self-check: passed\n")
