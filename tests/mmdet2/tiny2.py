@@ -107,8 +107,6 @@ REFUSED = (
     ["lr_config.warmup_by_epoch=False", "lr_config.warmup_iters=2000"],
     "closing phase of 3 must be shorter than its 20 epochs",
 )
-# In the log of eight epochs of four iterations.
-LINES_PER_EPOCH = 2
 VERSIONS = ("2.28.2",)
 # How far the weights of two processes may be from those of one, after a few steps.
 WEIGHTS_ATOL = 1e-4

@@ -117,8 +117,6 @@ LEARNING_RATE = "optim_wrapper.optimizer.lr"
 EVERY_EPOCH = ["train_cfg.val_interval=1", "default_hooks.checkpoint.interval=1"]
 # One that shows only when the data set is built; and what is said of it.
 REFUSED = (["train_dataloader.dataset.nonsense=1"], "train_dataloader cannot be: TypeError: ")
-# In the log of eight epochs of four iterations.
-LINES_PER_EPOCH = 4
 VERSIONS = ("3.3.0", "3.5.1")
 # How far the weights of two processes may be from those of one, after a few steps.
 WEIGHTS_ATOL = 2e-4

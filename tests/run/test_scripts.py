@@ -202,8 +202,8 @@ def iterations_of(work_dir):
 
 @pytest.mark.slow
 def test_a_killed_rank_changes_no_bit(data, tmp_path):
-    config = small.write_config(tmp_path / "tiny.py", data, epochs=8)
-    checkpoints = {}
+    config = small.write_config(tmp_path / "tiny.py", data, epochs=5)
+    checkpoints, epochs = {}, {}
     for killed in (False, True):
         work_dir = tmp_path / f"killed-{killed}"
         log = tmp_path / f"{work_dir.name}.log"
@@ -214,7 +214,7 @@ def test_a_killed_rank_changes_no_bit(data, tmp_path):
             process = subprocess.Popen(command, env=ENV, stdout=output, stderr=output)
             try:
                 # In the middle of an epoch, which has four iterations.
-                while killed and not ((work_dir / "epoch_3.pth").exists() and iterations_of(work_dir) > 12):
+                while killed and not ((work_dir / "epoch_2.pth").exists() and iterations_of(work_dir) > 8):
                     assert process.poll() is None, log.read_text()[-3000:]
                     time.sleep(0.02)
                 if killed:
@@ -223,13 +223,13 @@ def test_a_killed_rank_changes_no_bit(data, tmp_path):
             finally:
                 process.kill()
         resumed = re.findall(r"resumed epoch:? \d+, iter:? (\d+)", log.read_text())
-        assert len(resumed) == killed and all(int(iteration) > 12 for iteration in resumed)
+        assert len(resumed) == killed and all(int(iteration) > 8 for iteration in resumed)
         checkpoints[killed] = torch.load(newest_checkpoint(work_dir))
         assert json.loads((work_dir / "result.json").read_text())["devices"] == 2
-        epochs = [line["epoch"] for line in trainings_in(work_dir)]
-        assert epochs == [epoch for epoch in range(1, 9) for _ in range(small.LINES_PER_EPOCH)]
+        epochs[killed] = [line["epoch"] for line in trainings_in(work_dir)]
+    assert epochs[True] == epochs[False] and set(epochs[True]) == set(range(1, 6))
     whole, cut = checkpoints[False], checkpoints[True]
-    assert cut["meta"]["epoch"] == whole["meta"]["epoch"] == 8
+    assert cut["meta"]["epoch"] == whole["meta"]["epoch"] == 5
     assert not [name for name, value in whole["state_dict"].items() if not torch.equal(cut["state_dict"][name], value)]
     moments = [[s["momentum_buffer"] for s in c["optimizer"]["state"].values()] for c in (whole, cut)]
     assert all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
