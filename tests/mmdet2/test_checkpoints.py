@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -251,6 +252,9 @@ def test_a_checkpoint_by_iterations_that_is_damaged(tmp_path):
     (tmp_path / "epoch_1.pth").rename(tmp_path / "iter_500.pth")
     (tmp_path / "iter_1000.pth").write_bytes(b"cut short")
     (tmp_path / "epoch_7.pth").write_bytes(b"of another kind")
+    (tmp_path / "writer_epoch_3.pth").write_bytes(b"cut short")
+    shutil.copy(tmp_path / "iter_500.pth", tmp_path / "writer_epoch_2.pth")
+    assert read_newest(tmp_path / "writer_epoch_3.pth", print)[0] == tmp_path / "writer_epoch_2.pth"
     assert read_newest(tmp_path / "iter_1000.pth", print)[0] == tmp_path / "iter_500.pth"
     (tmp_path / "iter_500.pth").unlink()
     with pytest.raises(ValueError, match="There is none before it in that folder"):

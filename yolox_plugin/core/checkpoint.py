@@ -35,7 +35,7 @@ _DAMAGE = (RuntimeError, EOFError, AttributeError, LookupError, ValueError, Type
 
 # Names of a run's checkpoints: of those at the ends of epochs, and of the last in the middle of one. Those that begin
 # with "best_" are other files, in which mmengine keeps weights alone.
-_NUMBERED = re.compile(r"(?!best_)(.+_)?(epoch|iter)_(\d+)\.pth")
+_NUMBERED = re.compile(r"(?!best_)(?P<prefix>.+_)?(?P<unit>epoch|iter)_(?P<number>\d+)\.pth")
 MID_EPOCH = "mid_epoch.pth"
 # In the meta of one at the end of an epoch that is to be evaluated: it has not been yet.
 EVALUATION_DUE = "evaluation_due"
@@ -212,7 +212,8 @@ def newest_checkpoint(work_dir: Path) -> Path | None:
     that end in no number.
     """
     latest, mid_epoch = work_dir / "latest.pth", work_dir / MID_EPOCH
-    numbered = [(int(match[3]), path) for path in work_dir.glob("*.pth") if (match := _NUMBERED.fullmatch(path.name))]
+    matches = ((_NUMBERED.fullmatch(path.name), path) for path in work_dir.glob("*.pth"))
+    numbered = [(int(match["number"]), path) for match, path in matches if match]
     whole = latest if latest.exists() else max(numbered)[1] if numbered else None
     if mid_epoch.is_file() and (whole is None or is_newer(mid_epoch, whole)):
         return mid_epoch
@@ -225,8 +226,9 @@ def is_newer(mid_epoch: Path, whole: Path) -> bool:
     epochs = epochs_of(mid_epoch)
     if epochs == float("inf"):
         return mid_epoch.stat().st_mtime_ns > whole.stat().st_mtime_ns
-    if by_iteration := re.fullmatch(r"(?:.+_)?iter_(\d+)\.pth", whole.resolve().name):
-        return int(by_iteration[1]) < int(_meta(mid_epoch)["iter"])
+    match = _NUMBERED.fullmatch(whole.resolve().name)
+    if match and match["unit"] == "iter":
+        return int(match["number"]) < int(_meta(mid_epoch)["iter"])
     return epochs_of(whole) < epochs
 
 
@@ -240,7 +242,7 @@ def epochs_of(checkpoint: Path) -> float:
         except (pickle.UnpicklingError, ModuleNotFoundError, *_DAMAGE):
             return float("inf")
     match = _NUMBERED.fullmatch(real.name)
-    return float(match[3]) if match else float("inf")
+    return float(match["number"]) if match else float("inf")
 
 
 def _meta(checkpoint: Path) -> dict[str, Any]:
@@ -281,9 +283,13 @@ def _earlier(checkpoint: Path) -> list[Path]:
     match = _NUMBERED.fullmatch(real.name)
     if match is None and real.name != MID_EPOCH:
         return []
-    kind = re.escape(f"{match[1] or ''}{match[2]}" if match else "epoch")
-    pattern = re.compile(rf"{kind}_\d+\.pth{'' if 'iter' in kind else '|' + re.escape(MID_EPOCH)}")
-    found = [(epochs_of(path), path) for path in real.parent.glob("*.pth") if pattern.fullmatch(path.name)]
+    kind = match.group("prefix", "unit") if match else (None, "epoch")
+
+    def is_of_kind(name: str) -> bool:
+        other = _NUMBERED.fullmatch(name)
+        return other.group("prefix", "unit") == kind if other else name == MID_EPOCH and kind[1] == "epoch"
+
+    found = [(epochs_of(path), path) for path in real.parent.glob("*.pth") if is_of_kind(path.name)]
     return [path for epochs, path in sorted(found, reverse=True) if path != real and epochs < epochs_of(real)]
 
 

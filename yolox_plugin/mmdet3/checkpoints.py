@@ -3,7 +3,6 @@
 import bisect
 import functools
 import pickle
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def save_checkpoint(
         return
     path = Path(filename)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path.parent, path.name, partial(_write, checkpoint), link=False)
+    write_whole(path.parent, path.name, functools.partial(_write, checkpoint), link=False)
 
 
 def _write(checkpoint: dict[str, Any], path: Path) -> None:
