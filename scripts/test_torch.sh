@@ -1,6 +1,7 @@
 #!/bin/bash
-# test_torch.sh VERSION...: builds the operators for each of these versions of torch and runs their tests, each in an
-# environment of its own, .venv-torch-VERSION, which is kept. Then trains a few iterations, with mmcv without operators.
+# test_torch.sh VERSION...: installs the source archive for each of these versions of torch, which compiles the operators,
+# and runs their tests, each in an environment of its own, .venv-torch-VERSION, which is kept. Then trains a few
+# iterations, with mmcv without operators.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # Neither the build for the other torch, in this folder, nor a GPU.
@@ -24,8 +25,11 @@ for version; do
   venv=$PWD/.venv-torch-$version
   echo "== torch $version"
   cmp -s requirements.txt "$venv/requirements.installed" || prepare "$version" "$venv"
+  rm -rf "$venv/archive"
+  "$venv/bin/python" -c 'import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])' \
+    "$venv/archive" >/dev/null
   PATH="$venv/bin:$PATH" "$venv/bin/python" -m pip --disable-pip-version-check install --quiet --no-build-isolation \
-    --no-deps --force-reinstall .
+    --no-deps --force-reinstall "$venv"/archive/*.tar.gz
   "$venv/bin/python" -m yolox_ops
   "$venv/bin/python" -m pytest tests/ops -m "not slow"
   rm -rf "$venv/run"

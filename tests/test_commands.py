@@ -1,5 +1,5 @@
-"""The README's commands, as a user has them: after `pip install` of a source archive and after `pip install -e .`, in
-the clone's own folder and elsewhere."""
+"""The README's commands, as a user has them: after `pip install .` and after `pip install -e .`, in the clone's own folder
+and elsewhere."""
 
 import os
 import re
@@ -49,16 +49,11 @@ def clone(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def archive(clone, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sdist")
+def test_the_source_archive_has_all_that_is_compiled_and_nothing_built(clone, tmp_path):
+    """scripts/test_torch.sh compiles it."""
     succeed(sys.executable, "-c", "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])",
-            folder, cwd=shutil.copytree(clone, folder / "clone"))  # fmt: skip
-    [archive] = folder.glob("*.tar.gz")
-    return archive
-
-
-def test_the_source_archive_has_all_that_is_compiled_and_nothing_built(archive):
+            tmp_path, cwd=shutil.copytree(clone, tmp_path / "clone"))  # fmt: skip
+    [archive] = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
     for pattern in ("csrc/**/*.cpp", "csrc/**/*.h", "yolox_*/**/*.py", "yolox_ops/*.pyi", "CMakeLists.txt", "setup.py"):
@@ -68,14 +63,14 @@ def test_the_source_archive_has_all_that_is_compiled_and_nothing_built(archive):
 
 
 @pytest.fixture(scope="module")
-def installed(archive, made_once):
-    """A Python after `pip install` of the archive, which compiles everything anew."""
+def installed(made_once):
+    """A Python after `pip install .`, which compiles nothing anew."""
 
     def install(folder):
         python = environment(folder / "venv")
         path = os.pathsep.join([str(Path(sys.executable).parent), ENV["PATH"]])
-        succeed(python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", archive,
-                cwd=archive.parent, env=ENV | {"PATH": path})  # fmt: skip
+        succeed(python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", ".",
+                cwd=ROOT, env=ENV | {"PATH": path})  # fmt: skip
 
     return made_once("installed", install) / "venv/bin/python"
 

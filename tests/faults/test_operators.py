@@ -127,6 +127,8 @@ def same_bits(a, b) -> bool:
         return a is b
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
+    if a.is_complex():
+        return same_bits(torch.view_as_real(a), torch.view_as_real(b))
     if not a.is_floating_point():
         return torch.equal(a, b)
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
