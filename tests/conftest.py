@@ -1,9 +1,10 @@
-"""What the operator tests share: random training situations."""
+"""What tests share: random training situations, folders that take long to fill, and small disks."""
 
 import fcntl
 import importlib.util
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,20 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
         return folder
 
     return make
+
+
+@pytest.fixture
+def disk() -> Iterator[Callable[[Path, str], Path]]:
+    """Makes a file system of its own of a size such as "64k", which may become full, or not writable."""
+    made = []
+
+    def mount(path: Path, size: str) -> Path:
+        path.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=False).returncode:
+            pytest.skip("mounting a file system needs root")
+        made.append(path)
+        return path
+
+    yield mount
+    for path in made:
+        subprocess.run(["umount", "-l", path], check=True)

@@ -1,5 +1,5 @@
-"""The README's commands, as a user has them: after `pip install .` and after `pip install -e .`, in the clone's own folder
-and elsewhere."""
+"""The README's commands, as a user has them: after `pip install .` and after `pip install -e .`, in the clone's own
+folder and elsewhere."""
 
 import os
 import re

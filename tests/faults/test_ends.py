@@ -162,23 +162,6 @@ def test_another_number_of_processes_goes_on(job, tmp_path, devices):
     assert "was begun by another number of processes, or in other batches: what is left of it is" in logs
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """Makes a file system of its own, which may be full, or not writable."""
-    made = []
-
-    def mount(path, size):
-        path.mkdir()
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=False).returncode:
-            pytest.skip("mounting a file system needs root")
-        made.append(path)
-        return path
-
-    yield mount
-    for path in made:
-        subprocess.run(["umount", "-l", path], check=True)
-
-
 def fill(disk, left=0):
     """Leaves so many bytes of it."""
     room = os.statvfs(disk)

@@ -57,7 +57,7 @@ def test_odd_input(base, trial, tmp_path, kind):
 
     one()
     print(f"{kind}: {sum(statuses.values())} inputs, {dict(sorted(statuses.items(), key=str))}")
-    assert not wrong, f"{len(wrong)} of {sum(statuses.values())}, the first:\n{wrong[0]}"
+    assert not wrong, f"{len(wrong)} of {sum(statuses.values())}:\n" + "\n\n".join(wrong)
 
 
 def test_a_trial_finds_what_is_wrong(trial, monkeypatch):

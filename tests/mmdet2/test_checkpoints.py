@@ -374,26 +374,20 @@ def test_a_checkpoint_that_is_not_there(tmp_path):
         new_runner(tmp_path, 4).resume(str(tmp_path / "epoch_9.pth"))
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
+def test_a_full_disk_keeps_the_last_good_checkpoint(disk, tmp_path):
     """On a real file system without room."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
-        run(new_runner(disk, 1))
-        (disk / "filler").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
-        before = (disk / "epoch_1.pth").read_bytes()
-        resumed = new_runner(disk, 2)
-        resumed.resume(str(disk / "latest.pth"))
-        with pytest.raises(OSError, match=r"cannot write the checkpoint: No space left.*epoch_1\.pth is still") as info:
-            run(resumed)
-        assert info.value.errno == errno.ENOSPC
-        assert (disk / "epoch_1.pth").read_bytes() == before
-        assert sorted(p.name for p in disk.iterdir()) == ["epoch_1.pth", "filler", "latest.pth"]
-        new_runner(disk, 2).resume(str(disk / "latest.pth"))
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    full = disk(tmp_path / "disk", "64k")
+    run(new_runner(full, 1))
+    (full / "filler").write_bytes(bytes(os.statvfs(full).f_bavail * os.statvfs(full).f_frsize))
+    before = (full / "epoch_1.pth").read_bytes()
+    resumed = new_runner(full, 2)
+    resumed.resume(str(full / "latest.pth"))
+    with pytest.raises(OSError, match=r"cannot write the checkpoint: No space left.*epoch_1\.pth is still") as info:
+        run(resumed)
+    assert info.value.errno == errno.ENOSPC
+    assert (full / "epoch_1.pth").read_bytes() == before
+    assert sorted(p.name for p in full.iterdir()) == ["epoch_1.pth", "filler", "latest.pth"]
+    new_runner(full, 2).resume(str(full / "latest.pth"))
 
 
 def test_whatever_ends_the_writing_leaves_nothing_unfinished(tmp_path):

@@ -5,7 +5,6 @@ import io
 import os
 import pickle
 import random
-import subprocess
 from collections import Counter
 from types import SimpleNamespace
 from unittest.mock import Mock, patch
@@ -633,20 +632,14 @@ def test_norm_layers_are_averaged_before_the_checkpoint_of_an_epoch_that_is_vali
         assert (place == saves[epoch] + 1) == (kind is StockSyncNormHook)
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
+def test_a_full_disk_keeps_the_last_good_checkpoint(disk, tmp_path):
     """On a real file system without room, of which torch says something else where it writes to a path."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
-        save_checkpoint({"state_dict": {"a": torch.zeros(10_000)}}, str(disk / "epoch_1.pth"))
-        (disk / "filler").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - 20_000))
-        with pytest.raises(OSError, match="cannot write the checkpoint: No space left"):
-            save_checkpoint({"state_dict": {"a": torch.zeros(10_000)}}, str(disk / "epoch_2.pth"))
-        assert sorted(p.name for p in disk.iterdir()) == ["epoch_1.pth", "filler"]
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    full = disk(tmp_path / "disk", "200k")
+    save_checkpoint({"state_dict": {"a": torch.zeros(10_000)}}, str(full / "epoch_1.pth"))
+    (full / "filler").write_bytes(bytes(os.statvfs(full).f_bavail * os.statvfs(full).f_frsize - 20_000))
+    with pytest.raises(OSError, match="cannot write the checkpoint: No space left"):
+        save_checkpoint({"state_dict": {"a": torch.zeros(10_000)}}, str(full / "epoch_2.pth"))
+    assert sorted(p.name for p in full.iterdir()) == ["epoch_1.pth", "filler"]
 
 
 class Best(Hook):
