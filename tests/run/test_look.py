@@ -139,6 +139,19 @@ def test_every_planted_fault_is_found_and_nothing_else(clean, its_config, tmp_pa
 
 
 @pytest.mark.slow
+def test_an_image_that_no_sample_can_be_made_of(clean, its_config, tmp_path, capfd):
+    """OpenCV makes nothing of one that is to have less than a row; its annotation tells another size."""
+    root = tmp_path / "data"
+    shutil.copytree(clean, root)
+    for path in (root / "train2017").iterdir():
+        cv2.imwrite(str(path), np.zeros((1, 400, 3), np.uint8))
+    assert look(f"--data-path={root}", f"--config={its_config}", f"--out={tmp_path / 'out'}") == 0
+    [warning] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: samples")]
+    assert "as the training would end at one: " in warning and ".jpg: OpenCV" in warning and "Traceback" not in warning
+    assert (tmp_path / "out/statistics.png").exists() and not list((tmp_path / "out").glob("samples_*.png"))
+
+
+@pytest.mark.slow
 def test_samples_are_those_of_a_training(data, config, tmp_path, monkeypatch):
     workers = "data.workers_per_gpu=2" if HOST == "mmdet2" else "train_dataloader.num_workers=2"
     given = [f"--data-path={data}", f"--config={config}", "--seed=3", "--batch-size=2", "--cfg-options", workers]

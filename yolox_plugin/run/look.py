@@ -27,10 +27,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.images import UnreadableImage
 from ..hosts import find_host
 from . import folders, launch, terminal
 from . import train as training
 from .distributions import draw_statistics
+from .failures import sentence_about
 from .layouts import find_layout
 from .messages import InputError, warn
 from .options import KeyValues, add_data_options, add_size_option, options_of, positive, user_path, whole
@@ -104,9 +106,13 @@ def look(args: argparse.Namespace) -> None:
     if unreadable:
         warn(f"no samples are drawn, as {unreadable} of the training's images cannot be read, at which it would end")
     else:
-        with contextlib.closing(host.first_samples(args, cfg)) as made:
-            samples = [Picture(image, boxes, of, f"{number}   {len(of)} boxes   {image.shape[1]} x {image.shape[0]}")
-                       for number, (image, boxes, of) in enumerate(islice(made, COUNT), 1)]  # fmt: skip
+        try:
+            with contextlib.closing(host.first_samples(args, cfg)) as made:
+                for image, boxes, of in islice(made, COUNT):
+                    size = f"{image.shape[1]} x {image.shape[0]}"
+                    samples.append(Picture(image, boxes, of, f"{len(samples) + 1}   {len(of)} boxes   {size}"))
+        except UnreadableImage as error:
+            warn(f"samples are missing, as the training would end at one: {sentence_about(error)}")
     args.out.mkdir(parents=True, exist_ok=True)
     title = f"first training samples of --seed={args.seed}"
     write_sheets(samples, classes, args.out, "samples", title)
