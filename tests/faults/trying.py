@@ -17,7 +17,8 @@ from typing import NamedTuple
 HERE = Path(__file__).parent
 SECONDS = 60.0  # after which a command hangs
 CASES = 200  # of a process: what one leaves in it does not stay for all
-# Where a command may write: what the cases name, the current folder, and that beside a checkpoint for an evaluation.
+# Where a command may write beside what is new and named by its arguments: what most cases name, the current folder, and
+# that beside a checkpoint for an evaluation.
 PLACES = ("out", "here", "test")
 
 
@@ -132,8 +133,8 @@ def state(folder: Path) -> dict[str, tuple[int, ...]]:
 
 class Trial:
     """Tries cases, each in a folder of its own with a data set `data`, a config `config.py`, a checkpoint `some.pth`
-    and an image `one.jpg`. A command may write to `out` there and, where it has not been told to, to `here`, the
-    current folder."""
+    and an image `one.jpg`. A command may write to `out` or another new place that it is told of there, and where it has
+    not been told, to `here`, the current folder."""
 
     def __init__(self, folder: Path, base: Path) -> None:
         self.folder, self.base, self.count = folder, base, 0
@@ -195,14 +196,18 @@ class Trial:
             if status != 1 or not told:
                 wrong.append(f"ends with status {status}")
         changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-        mine = {name for name in changed if name.split(os.sep)[0] in PLACES}
+        named = {argument.partition("@/")[2].split("/")[0] for argument in case.arguments}
+        places = (*PLACES, *(name for name in named if name and name not in before))
+        mine = {name for name in changed if name.split(os.sep)[0] in places}
         others = {name for name in changed - mine if not name.endswith(".yolox_index")}
         if others:
             wrong.append(f"changes {sorted(others)}")
         if status == 2 and mine:
             wrong.append(f"ends with status 2, but changes {sorted(mine)}")
-        allowed = (*(f"{folder}/{place}/" for place in PLACES), f"{self.folder}/tmp/", "/dev/", "/proc/self/")
-        outside = {path for path in reply["touched"] if not f"{path}/".startswith(allowed)}
+        allowed = (*(f"{folder}/{place}/" for place in places), f"{folder}/.export-", f"{self.folder}/tmp/", "/dev/",
+                   "/proc/self/")  # fmt: skip
+        # An attempt to make the folder, which is there, is none.
+        outside = {path for path in reply["touched"] if not f"{path}/".startswith(allowed) and path != str(folder)}
         outside = {path for path in outside if not path.endswith((".yolox_index", ".yolox_index.part"))}
         if outside:
             wrong.append(f"writes to {sorted(outside)}")

@@ -727,6 +727,8 @@ METAS = [
     ({"epoch": "3", "iter": 1}, "meta['epoch'] must be a whole number, got '3'"),
     ({"epoch": 1, "iter": None}, "meta['iter'] must be a whole number, got None"),
     ({"epoch": -1, "iter": 1}, "meta['epoch'] must be a whole number, got -1"),
+    ({"epoch": 1, "iter": 4, "seed": "x"}, "meta['seed'] must be a whole number below 2**32, got 'x'"),
+    ({"epoch": 1, "iter": 4, "seed": -1}, "meta['seed'] must be a whole number below 2**32, got -1"),
 ]
 
 

@@ -126,14 +126,19 @@ class Built(NamedTuple):
     optimizer: Any
 
 
-def check_resumable(built: Built, option: str, path: Path, length: dict[str, int], labels: dict[str, int]) -> None:
-    """Raises InputError for a checkpoint of another model, optimizer or data set, for one that torch does not load, and
-    if nothing is left to train; of a damaged one, the runner goes back to the one before, which is checked then.
+def check_resumable(
+    built: Built, option: str, path: Path, length: dict[str, int], labels: dict[str, int]
+) -> dict[str, Any]:
+    """The meta of the checkpoint that is gone on from: of a damaged one, the runner goes back to the one before.
 
     Args:
         built: of `check_parts`.
         length: how many of "epoch" or "iter" the training has.
         labels: of `check_data`.
+
+    Raises:
+        InputError: for a checkpoint of another model, optimizer or data set, for one that torch does not load, and if
+            nothing is left to train.
     """
     try:
         content = check_checkpoint(built.model, option, path)
@@ -145,12 +150,15 @@ def check_resumable(built: Built, option: str, path: Path, length: dict[str, int
         except ValueError as none:
             raise InputError(f"{option}: {none}") from none
         content = check_checkpoint(built.model, option, path)
-    meta = content.get("meta") or {}
+    meta: dict[str, Any] = content.get("meta") or {}
     if not {"epoch", "iter"} <= meta.keys():
         raise InputError(f"{option} {path} has weights alone, of no training that could go on: name it as load_from")
     for unit in ("epoch", "iter"):
         if type(meta[unit]) is not int or meta[unit] < 0:
             raise InputError(f"{option} {path}: meta[{unit!r}] must be a whole number, got {meta[unit]!r:.40}")
+    seed = meta.get("seed")
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**32):
+        raise InputError(f"{option} {path}: meta['seed'] must be a whole number below 2**32, got {seed!r:.40}")
     try:
         mid_epoch.check(meta)
     except ValueError as error:
@@ -165,6 +173,7 @@ def check_resumable(built: Built, option: str, path: Path, length: dict[str, int
     state = content.get("optimizer")
     if state is not None and groups_in(state) != groups_in(built.optimizer.state_dict()):
         raise InputError(f"{option} {path} is of a training with other groups of parameters in its optimizer")
+    return meta
 
 
 def check_goes_on(newest: Path | None, within_epochs: bool) -> None:

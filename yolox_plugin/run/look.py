@@ -102,7 +102,7 @@ def look(args: argparse.Namespace) -> None:
     found = suspicions_of(tables, seen, classes, scale, strides)
     trained = [(table, images) for table, images in zip(tables, seen, strict=True) if table.source.training]
     unreadable = sum(isinstance(image, Unreadable) for _, images in trained for image in images)
-    samples = []
+    samples: list[Picture] = []
     if unreadable:
         warn(f"no samples are drawn, as {unreadable} of the training's images cannot be read, at which it would end")
     else:

@@ -213,6 +213,18 @@ def both_sizes(cfg):
     cfg.data.train_dataloader = {"samples_per_gpu": 2}
 
 
+def odd_runner(cfg):
+    cfg.runner.type = 1.5
+
+
+def other_runner(cfg):
+    cfg.runner.type = "EpochRunner"
+
+
+def odd_workers(cfg):
+    cfg.data.workers_per_gpu = "two"
+
+
 def workflow(cfg):
     cfg.workflow = [("train", 1), ("val", 1)]
 
@@ -251,6 +263,9 @@ def restarts(cfg):
         (long_warm_up_in_iterations, [], "closing phase of 3 must be shorter than its 6 epochs"),
         (both_lengths, [], "the config has total_epochs=300 and another length in runner"),
         (both_sizes, [], "samples_per_gpu in data and in data.train_dataloader"),
+        (odd_runner, [], "the config's runner.type must be a runner's, as 'EpochBasedRunner', got 1.5"),
+        (other_runner, [], "the config's runner.type must be a runner's, as 'EpochBasedRunner', got 'EpochRunner'"),
+        (odd_workers, [], "workers_per_gpu must be a whole number of 0 or more, got 'two' for train"),
         (workflow, [], "workflow must be [('train', 1)], got [('train', 1), ('val', 1)]"),
         (fp16, [], "fp16 needs an accelerator"),
         (autocast, [], "model.autocast='float16' needs an accelerator"),
@@ -428,6 +443,12 @@ def test_resuming_what_does_not_fit(train, tmp_path):
     shutil.copy(tmp_path / "run/epoch_1.pth", tmp_path / "whole.pth")
     torch.save({"state_dict": {}, "meta": {"x": Path("/")}}, tmp_path / "run/epoch_1.pth")
     assert "is whole, but torch does not load it" in sentence(*train(steps, "--resume"))
+    content = torch.load(tmp_path / "whole.pth")
+    content["meta"]["hook_msgs"] = {"mine": torch.ones(2)}
+    torch.save(content, tmp_path / "run/epoch_1.pth")
+    assert "MMDetection cannot log its meta, where resumed: <class 'torch.Tensor'>" in sentence(
+        *train(steps, "--resume")
+    )
     shutil.copy(tmp_path / "whole.pth", tmp_path / "run/epoch_1.pth")
     assert {path for path in (tmp_path / "run").iterdir()} == before.keys()
 

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import mmcv
 import mmdet.datasets
 import numpy as np
 from mmcv import Config, build_from_cfg
@@ -80,6 +81,14 @@ def check_parts(cfg: Config) -> Built:
     if "max_epochs" in cfg.runner and not saving.get("by_epoch", True):
         warn("checkpoint_config.by_epoch=False: a resume goes on with the next epoch, as MMDetection's")
     return Built(model, optimizer)
+
+
+def check_logged(meta: dict[str, Any], option: str, path: Path) -> None:
+    """Raises InputError for a checkpoint's meta that MMDetection cannot write to its log, at which it would end."""
+    try:
+        mmcv.dump({name: value for name, value in meta.items() if name != "ranks"}, file_format="json")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{option} {path}: MMDetection cannot log its meta, where resumed: {error}") from error
 
 
 def check_evaluation(cfg: Config, distributed: bool) -> None:

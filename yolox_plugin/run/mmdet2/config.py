@@ -201,6 +201,11 @@ def compat_loaders(cfg: Config) -> Config:
     cfg.pop("total_epochs", None)
     for name in ("train", "val", "test"):
         loader = cfg.data[f"{name}_dataloader"]
-        if loader.get("workers_per_gpu") == 0:
+        workers = loader.get("workers_per_gpu", 1)
+        if type(workers) is not int or workers < 0:
+            raise InputError(
+                f"the config's workers_per_gpu must be a whole number of 0 or more, got {workers!r:.60} for {name}"
+            )
+        if workers == 0:
             loader.persistent_workers = False
     return cfg

@@ -21,12 +21,21 @@ def change_size(cfg: Config, side: int) -> None:
 
 def can_stop(cfg: Config) -> bool:
     """Whether this config's training writes checkpoints in the middle of an epoch."""
-    kind = RUNNERS.get(cfg.runner.type)
-    return kind is not None and issubclass(kind, EpochBasedRunner)
+    return issubclass(runner_of(cfg), EpochBasedRunner)
+
+
+def runner_of(cfg: Config) -> type:
+    """The class of this config's runner. Raises InputError if there is none of that name."""
+    named = cfg.runner.get("type")
+    kind = RUNNERS.get(named) if isinstance(named, str) else named
+    if not isinstance(kind, type):
+        raise InputError(f"the config's runner.type must be a runner's, as 'EpochBasedRunner', got {named!r:.60}")
+    return kind
 
 
 def check_recipe(args: argparse.Namespace, cfg: Config) -> None:
     """Raises InputError for what MMDetection's runners do not do, or do without a word."""
+    runner_of(cfg)
     if len(cfg.workflow) != 1 or cfg.workflow[0][0] != "train":
         raise InputError(f"the config's workflow must be [('train', 1)], got {cfg.workflow}: `evaluation` is for val")
     option = mid_epoch_option(args)
