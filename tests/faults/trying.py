@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
-SECONDS = 60.0  # after which a command hangs
+SECONDS = 120.0  # after which a command hangs; an image of a gigapixel takes one of them on a busy machine
 CASES = 200  # of a process: what one leaves in it does not stay for all
 # Where a command may write beside what is new and named by its arguments: what most cases name, the current folder, and
 # that beside a checkpoint for an evaluation.

@@ -17,7 +17,7 @@ from tiny import HOST, sentence, small
 
 from yolox_plugin.core.checkpoint import newest_checkpoint
 from yolox_plugin.run import demo as demonstration
-from yolox_plugin.run import demo_data, report
+from yolox_plugin.run import demo_data, folders, report
 from yolox_plugin.run import evaluate as testing
 from yolox_plugin.run import train as training
 from yolox_plugin.run.messages import InputError
@@ -529,7 +529,7 @@ def test_a_folder_that_cannot_be_locked(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(training.fcntl, "lockf", lockf)
     with training.claimed(tmp_path / "run", False, "ours = True"):
-        assert (tmp_path / "run/config.py").read_text() == "ours = True"
+        assert (tmp_path / "run/config.py").read_text() == folders.MARK + "ours = True"
     assert "cannot be locked against other runs: [Errno 37] No locks available" in capsys.readouterr().err
 
 
@@ -545,16 +545,21 @@ def test_names_that_python_writes_in_another_way(config, data, tmp_path, capfd):
     assert source.path == root / "annotations/instances_train2017.json"
     again = [f"--data-path={root}", f"--config={odd / 'run/config.py'}", "--device=cpu", f"--work-dir={odd / 'again'}"]
     assert training.main([*again, "--iterations=2"]) == 0, capfd.readouterr().err
+    text = (odd / "run/config.py").read_text()
+    assert text.startswith(folders.MARK)
     if HOST == "mmdet2":  # mmengine writes its own text there
-        assert torch.load(odd / "run/epoch_1.pth")["meta"]["config"] == (odd / "run/config.py").read_text()
+        assert torch.load(odd / "run/epoch_1.pth")["meta"]["config"] == text.removeprefix(folders.MARK)
 
 
 def test_a_resume_without_a_run_overwrites_nothing(train, data, tmp_path):
     mine = tmp_path / "run/config.py"
     mine.parent.mkdir()
     mine.write_text("mine = True")
-    assert "has a config.py that would be overwritten" in sentence(*train(data, "--resume"))
-    assert mine.read_text() == "mine = True"
+    for log in (None, "slurm.log"):  # which is no sign of a run by itself
+        if log:
+            (mine.parent / log).write_text("")
+        assert "has a config.py that would be overwritten" in sentence(*train(data, "--resume"))
+        assert mine.read_text() == "mine = True"
 
 
 def test_the_users_own_imports_stay(config, data, tmp_path, monkeypatch):

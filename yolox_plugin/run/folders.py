@@ -15,6 +15,8 @@ from .options import MAX_NAME
 
 # What a run writes under these names, besides checkpoints and logs.
 WRITTEN = ("config.py", "result.json", "curves.png")
+# The first line of config.py, by which a run's folder is told from one of the user's with a config.py of another kind.
+MARK = "# Written by python -m yolox_plugin.train: the whole config of this training.\n"
 
 
 def check_folder(option: str, folder: Path) -> None:
@@ -44,11 +46,23 @@ def check_unmixed(work_dir: Path, resume: bool) -> None:
 def check_new(work_dir: Path, resume: bool) -> None:
     """Raises InputError if a run would overwrite, or mix with, something in `work_dir` that it does not go on with."""
     check_unmixed(work_dir, resume)
-    if has_run(work_dir):
+    if has_run(work_dir) and is_claimed(work_dir):
         return
     for name in WRITTEN:
         if os.path.lexists(work_dir / name):
-            raise InputError(f"--work-dir {work_dir} has a {name} that would be overwritten: name another")
+            raise InputError(
+                f"--work-dir {work_dir} has a {name} that would be overwritten, and is of no training by this command:"
+                " name another, or move it"
+            )
+
+
+def is_claimed(work_dir: Path) -> bool:
+    """Whether config.py in `work_dir` is a training's; an empty one is of a training that was killed as it began."""
+    config = work_dir / "config.py"
+    if not config.is_file():
+        return False
+    with config.open("rb") as file:
+        return file.read(len(MARK)) in (b"", MARK.encode())
 
 
 def write_new(work_dir: Path, files: dict[Path, Callable[[Path], object]]) -> None:

@@ -198,7 +198,7 @@ def claimed(work_dir: Path, resume: bool, text: str) -> Iterator[None]:
             warn(f"--work-dir {work_dir} cannot be locked against other runs: {error}")
         folders.check_unmixed(work_dir, resume)  # of one that has ended since the checks
         file.truncate(0)
-        file.write(text)
+        file.write(folders.MARK + text)
         file.flush()
         yield
 
