@@ -163,6 +163,35 @@ def test_the_random_state_goes_on_as_well(workers):
     assert len(rest) == len(whole) - 5
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_that_somebody_else_draws_is_none_of_the_epochs(workers):
+    """As a hook does that looks at one: neither when the epoch begins, nor in its middle, nor where it goes on."""
+
+    def loader():
+        return DataLoader(Positions(), 4, sampler=Drawn(), num_workers=workers)
+
+    def epoch(begun=None, looks=()):
+        np.random.seed(3)
+        torch.manual_seed(3)
+        found, made = [], loader()
+        with placed(made, 0, 1, begun) as order:
+            if "before" in looks:
+                state = np.random.get_state()
+                assert next(iter(made)).shape == (4, 2)
+                np.random.set_state(state)
+            for number, batch in enumerate(order.batches(made), order.first):
+                if number in looks:
+                    assert next(iter(made)).shape == (4, 2)
+                found.append(batch.tolist())
+            return found, order.taken(4)
+
+    whole, taken = epoch()
+    looked, looked_taken = epoch(looks=("before", 1, 3))
+    assert looked == whole and torch.equal(looked_taken, taken)
+    begun = Begun(4, [taken], random_state())
+    assert epoch(begun)[0] == epoch(begun, looks=(6,))[0] == whole[4:]
+
+
 def test_a_loader_that_is_a_list():
     with placed([1, 2, 3, 4], 0, 1, Begun(3, [torch.empty(0)], None)) as order:
         assert list(order.batches([1, 2, 3, 4])) == [4]

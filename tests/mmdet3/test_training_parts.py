@@ -21,6 +21,7 @@ from mmdet.models.detectors.yolox import YOLOX as StockYOLOX
 from mmdet.models.layers.ema import ExpMomentumEMA as StockEMA
 from mmdet.structures import DetDataSample
 from mmengine.evaluator import BaseMetric
+from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 from mmengine.hooks import RuntimeInfoHook as StockRuntimeInfoHook
 from mmengine.logging import HistoryBuffer, MessageHub
@@ -705,6 +706,49 @@ def test_a_validation_that_was_cut_comes_first_in_the_resumed_run(tmp_path, epoc
     again = Stops()
     new_runner(tmp_path, [figures, again], epochs=4, validate=True, resume=True, **kept).train()
     assert again.validated == []
+
+
+def test_norm_layers_are_averaged_once_where_a_validation_was_cut(tmp_path, monkeypatch):
+    """The mean of equal numbers, as of three processes, may be another one."""
+    calls = []
+    monkeypatch.setattr(StockSyncNormHook, "before_val_epoch", lambda _, runner: calls.append(runner.epoch))
+    cut = new_runner(tmp_path, [SyncNormHook(), Stops(2)], epochs=3, validate=True)
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    assert calls == [0, 1]
+    new_runner(tmp_path, [SyncNormHook()], epochs=3, validate=True, resume=True).train()
+    assert calls == [0, 1, 2]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_store_s_checkpoint_is_left_to_mmengine(tmp_path, named):
+    """Whether the config names it, or last_checkpoint does; this folder may have an older one."""
+    address = "https://example.org/epoch_3.pth"
+    (tmp_path / "last_checkpoint").write_text(address)
+    (tmp_path / "mid_epoch.pth").write_bytes(b"")
+    runner = SimpleNamespace(
+        _resume=True, _has_loaded=False, _load_from=address if named else None, work_dir=str(tmp_path), logger=Mock()
+    )
+    HOOKS.get("CheckpointHook")(interval=1).before_run(runner)
+    assert runner._load_from == (address if named else None)
+
+
+def test_a_backend_that_is_named_and_local_writes_whole_files_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(LocalBackend, "put", lambda *_: pytest.fail("stock writes to the file itself"))
+    save_checkpoint({"state_dict": {}}, str(tmp_path / "epoch_1.pth"), backend_args={"backend": "local"})
+    assert torch.load(tmp_path / "epoch_1.pth") == {"state_dict": {}}
+
+
+def test_a_better_score_removes_no_other_folder_s_best(tmp_path):
+    """Of the training that this one was resumed from; stock does."""
+    checkpoint = {"type": "CheckpointHook", "interval": 1, "save_best": "figure", "rule": "greater"}
+    options = {"validate": True, "default_hooks": {"checkpoint": checkpoint}}
+    new_runner(tmp_path / "a", [Best([1, 2, 3, 4])], epochs=2, **options).train()
+    content = (tmp_path / "a/best_figure_epoch_2.pth").read_bytes()
+    options["load_from"] = str(tmp_path / "a/epoch_2.pth")
+    new_runner(tmp_path / "b", [Best([1, 2, 3, 4])], epochs=4, resume=True, **options).train()
+    assert (tmp_path / "a/best_figure_epoch_2.pth").read_bytes() == content
+    assert [path.name for path in (tmp_path / "b").glob("best_*")] == ["best_figure_epoch_4.pth"]
 
 
 def test_norm_layers_are_averaged_where_nothing_was_trained(tmp_path, monkeypatch):

@@ -63,6 +63,8 @@ class Order:
         if getattr(loader, "_iterator", None) is not None and getattr(loader, "generator", None) is None:
             # A new iterator draws this, one that lives on does not, and a resumed training has new ones.
             torch.empty((), dtype=torch.int64).random_()
+        if self._sampler is not None:
+            self._sampler.begin()
         batches = iter(loader)
         if self._begun is not None and not self._goes_on:  # nobody but the loader knows what it has made
             for _ in range(self.first):
@@ -136,40 +138,53 @@ def dealt(
 
 
 class PlacedSampler(Sampler[Any]):
-    """A sampler whose indices know their positions; for the rest it is the sampler itself."""
+    """A sampler whose indices know their positions; for the rest it is the sampler itself.
+
+    The order of its first iterator after `begin` is the epoch's. Others are of hooks that draw a batch of their own.
+    """
 
     def __init__(self, sampler: Any, rank: int, world_size: int) -> None:
         self._sampler, self._rank, self._world_size = sampler, rank, world_size
         self._taken, self._before, self._offset = array("q"), 0, 0
         self._rest: list[int] | None = None
+        self._begins = False
 
-    def go_on(self, rest: list[int], taken: list[int], offset: int, begin: Any) -> None:
+    def begin(self) -> None:
+        """The epoch's iterator comes next."""
+        self._begins = True
+
+    def go_on(self, rest: list[int], taken: list[int], offset: int, restore: Any) -> None:
         """Gives `rest` instead of the sampler's own order, from position `offset` on, behind what this rank has `taken`
         before.
 
         Args:
-            begin: is called when the first is asked for.
+            restore: is called when the first is asked for.
         """
-        self._rest, self._taken, self._before, self._offset, self._begin = (
-            rest,
-            array("q", taken),
-            len(taken),
-            offset,
-            begin,
-        )
+        self._rest, self._taken, self._before, self._offset = rest, array("q", taken), len(taken), offset
+        self._restore = restore
 
     def taken(self, count: int) -> Tensor:
         """What was taken before, and the first `count` of what was given since."""
         return torch.tensor(self._taken[: self._before + count], dtype=torch.int64)
 
     def __iter__(self) -> Iterator[Any]:
+        if not self._begins:
+            return self._placed(self._sampler, 0)
+        self._begins = False
+        return self._epoch()
+
+    def _epoch(self) -> Iterator[Any]:
         if self._rest is not None:
-            self._begin()
-        for number, index in enumerate(self._sampler if self._rest is None else self._rest):
-            placed = isinstance(index, (int, np.integer))
-            if placed:
+            self._restore()
+        for index in self._placed(self._sampler if self._rest is None else self._rest, self._offset):
+            if isinstance(index, PlacedIndex):
                 self._taken.append(index)
-            yield PlacedIndex(index, self._offset + number * self._world_size + self._rank) if placed else index
+            yield index
+
+    def _placed(self, order: Iterable[Any], offset: int) -> Iterator[Any]:
+        for number, index in enumerate(order):
+            placed = isinstance(index, (int, np.integer))
+            yield PlacedIndex(index, offset + number * self._world_size + self._rank) if placed else index
 
     def __len__(self) -> int:
         return len(self._sampler)

@@ -2,6 +2,7 @@
 
 import bisect
 import functools
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,9 @@ def _statistic(owner: Any, name: str) -> Any:
     return getattr(HistoryBuffer, name)
 
 
-def is_local(place: str) -> bool:
+def is_local(place: str, backend_args: dict[str, Any] | None = None) -> bool:
     """Whether a path is a file of this machine, and no store's that mmengine knows."""
-    return isinstance(get_file_backend(place), LocalBackend)
+    return type(get_file_backend(place, backend_args=backend_args)) is LocalBackend
 
 
 @functools.wraps(stock_save_checkpoint)
@@ -58,7 +59,7 @@ def save_checkpoint(
     backend_args: dict[str, Any] | None = None,
 ) -> None:
     """See mmengine. A file is written whole or not at all; see `core.checkpoint.write_whole`."""
-    if file_client_args is not None or backend_args is not None or not is_local(filename):
+    if file_client_args is not None or not is_local(filename, backend_args):
         stock_save_checkpoint(checkpoint, filename, file_client_args, backend_args)
         return
     path = Path(filename)
@@ -119,9 +120,12 @@ class CheckpointHook(StockCheckpointHook):
         """
         if not runner._resume or runner._has_loaded:
             return
+        latest = find_latest_checkpoint(runner.work_dir) if runner._load_from is None else runner._load_from
+        if latest is not None and not is_local(str(latest)):
+            return
         if runner._load_from is not None:
             named = Path(str(runner._load_from)).expanduser()
-        elif (latest := find_latest_checkpoint(runner.work_dir)) is not None and Path(latest).is_file():
+        elif latest is not None and Path(latest).is_file():
             named = Path(latest)
             newer = Path(runner.work_dir, MID_EPOCH)
             if newer.is_file() and is_newer(newer, named):
@@ -130,9 +134,8 @@ class CheckpointHook(StockCheckpointHook):
             named = newest
         else:
             return
-        if is_local(str(named)):
-            path, _ = read_newest(named, runner.logger.error)
-            runner._load_from = str(path)
+        path, _ = read_newest(named, runner.logger.error)
+        runner._load_from = str(path)
 
     def before_train(self, runner: Runner) -> None:
         """See the stock class, which after a resume knows of no last checkpoint, and writes no other one at a best
@@ -171,7 +174,8 @@ class CheckpointHook(StockCheckpointHook):
             self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(oldest)))
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
-        """See the stock class, which removes the best before it writes the better."""
+        """See the stock class, which removes the best before it writes the better; even one of another folder, from which
+        the training was resumed."""
         several = getattr(self, "best_ckpt_path_dict", None)
         before = dict(several) if several else {"": getattr(self, "best_ckpt_path", None)}
         for name in before:
@@ -181,7 +185,7 @@ class CheckpointHook(StockCheckpointHook):
             better = several[name] if several else self.best_ckpt_path
             if better is None:
                 self._set_best(name, path)
-            elif path and path != better and is_main_process():
+            elif path and path != better and is_main_process() and self._is_own(path):
                 self._remove(path)
                 runner.logger.info(f"The previous best checkpoint {path} is removed")
 
@@ -190,6 +194,10 @@ class CheckpointHook(StockCheckpointHook):
             self.best_ckpt_path_dict[name] = path
         else:
             self.best_ckpt_path = path
+
+    def _is_own(self, path: str) -> bool:
+        own: str = self.file_backend.join_path(self.out_dir, os.path.basename(path))
+        return path == own or (is_local(path) and os.path.realpath(path) == os.path.realpath(own))
 
     def _remove(self, path: str) -> None:
         if self.file_backend.isfile(path):

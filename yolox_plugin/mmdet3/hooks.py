@@ -61,6 +61,11 @@ class SyncNormHook(StockSyncNormHook):
 
     _epoch: int | None = None  # at whose end they were averaged
 
+    def before_train(self, runner: Runner) -> None:
+        """A checkpoint whose epoch is still to be validated has their averages."""
+        if getattr(runner.train_loop, "evaluation_due", False):
+            self._epoch = runner.epoch
+
     def after_train_epoch(self, runner: Runner) -> None:
         """Where mmengine's loop is going to validate."""
         if validation_follows(runner):
