@@ -98,6 +98,16 @@ def read_video(path):
 
 
 @pytest.mark.slow
+def test_a_full_disk_ends_in_a_sentence(learned, disk, tmp_path, capfd):
+    data, _, checkpoint = learned
+    out = disk(tmp_path / "disk", "8k") / "out"
+    assert predict(data / "val2017", f"--pth-path={checkpoint}", f"--save-dir={out}") == 1
+    printed = capfd.readouterr()
+    assert f"error: No space left on device: {out}/" in printed.err
+    assert "Traceback" not in printed.err
+
+
+@pytest.mark.slow
 def test_images_in_which_nothing_is(learned, tmp_path, capfd):
     """To a detector that has learned nothing yet."""
     data, _, checkpoint = learned

@@ -174,8 +174,7 @@ class CheckpointHook(StockCheckpointHook):
             self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(oldest)))
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
-        """See the stock class, which removes the best before it writes the better; even one of another folder, from which
-        the training was resumed."""
+        """See the stock class, which removes the best before it writes the better, and be it that of another folder."""
         several = getattr(self, "best_ckpt_path_dict", None)
         before = dict(several) if several else {"": getattr(self, "best_ckpt_path", None)}
         for name in before:

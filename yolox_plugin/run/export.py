@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 
 from . import annotations, evaluate, folders, launch, report
 from .exported import Exported, thresholds_of
+from .failures import explained
 from .messages import InputError, warn
 from .model_input import ModelInput, input_of
 from .options import options_of, positive, user_path
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return launch.interrupted()
+    except Exception as error:
+        return explained(error)
 
 
 def check(args: argparse.Namespace) -> None:

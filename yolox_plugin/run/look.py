@@ -32,7 +32,7 @@ from ..hosts import find_host
 from . import folders, launch, terminal
 from . import train as training
 from .distributions import draw_statistics
-from .failures import sentence_about
+from .failures import explained, sentence_about
 from .layouts import find_layout
 from .messages import InputError, warn
 from .options import KeyValues, add_data_options, add_size_option, options_of, positive, user_path, whole
@@ -75,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return launch.interrupted()
+    except Exception as error:
+        return explained(error)
     return 0
 
 

@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 
 from . import folders, launch, report, video
+from .failures import explained
 from .messages import InputError, warn
 from .options import options_of, positive, user_path
 from .predictor import Detections, Detector, Unreadable
@@ -69,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return launch.interrupted()
+    except Exception as error:
+        return explained(error)
 
 
 def found_in(given: Sequence[str]) -> Iterator[tuple[Path, Path]]:

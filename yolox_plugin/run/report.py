@@ -241,7 +241,9 @@ def read_image(path: Path) -> Any:
 
 
 def write_image(path: Path, image: Any) -> None:
-    """Raises OSError if that cannot be."""
+    """Raises OSError, with its name, if that cannot be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), image):
-        raise OSError(f"cannot write {path}")
+    try:
+        path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

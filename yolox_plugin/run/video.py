@@ -1,6 +1,7 @@
 """Video files, as far as OpenCV reads and writes them."""
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class VideoWriter:
             size = (frame.shape[1], frame.shape[0])
             self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), self.rate, size)
             if not self._writer.isOpened():
-                raise OSError(f"cannot write {self.path}")
+                raise OSError(errno.EIO, "cannot be written", str(self.path))
         self._writer.write(frame)
 
     def close(self) -> None:
