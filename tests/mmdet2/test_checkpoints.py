@@ -24,7 +24,7 @@ import mmdet
 import numpy as np
 import pytest
 import torch
-from mmcv.runner import Hook, build_optimizer, build_runner
+from mmcv.runner import EvalHook, Hook, build_optimizer, build_runner
 from tiny2 import write_config
 from torch.utils.data import DataLoader
 
@@ -233,6 +233,73 @@ def test_no_evaluation_before_the_first_epoch_of_a_resumed_training(tmp_path):
     run(resumed)
     assert not hook.initial_flag
     assert hook.modes == [True] * 5
+
+
+class Scores(EvalHook):
+    """The score of each epoch is given; at a `Killed` the evaluation is cut off."""
+
+    def __init__(self, scores, **options):
+        super().__init__(DataLoader([0]), save_best="mAP", test_fn=lambda *_: [], **options)
+        self.scores = scores
+
+    def evaluate(self, runner, results):
+        score = self.scores[runner.epoch]
+        if isinstance(score, Killed):
+            raise score
+        return score
+
+
+def run_evaluated(work_dir, scores, checkpoints=({},), resume=None, hook=Scores, **options):
+    """One epoch for each score; the first checkpoint hook is that of the config."""
+    runner = new_runner(work_dir, len(scores), checkpoints=dict(checkpoints[0]))
+    for more in checkpoints[1:]:
+        runner.register_hook_from_cfg({"type": "CheckpointHook", **more})
+    runner.register_hook(hook(scores, **options), "LOW")
+    if resume is not None:
+        runner.resume(resume)
+    return run(runner)
+
+
+def meta_of(path):
+    return read_checkpoint(path)["meta"]
+
+
+KEPT = {"interval": 2, "filename_tmpl": "kept_{}.pth"}
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("last", [KEPT, {**KEPT, "priority": "LOWEST"}], ids=["before", "after the evaluation"])
+def test_all_checkpoints_of_an_epoch_tell_of_its_evaluation(tmp_path, resumed, last):
+    """Wherever a second hook comes, the files are in the end as if nothing had been cut off."""
+    checkpoints = ({}, last)
+    if resumed:
+        with pytest.raises(Killed):
+            run_evaluated(tmp_path, [0.1, Killed()], checkpoints)
+        before = [path.name for path in tmp_path.glob("*_2.pth") if "evaluation_due" in meta_of(path)]
+        assert sorted(before) == (["epoch_2.pth"] if "priority" in last else ["epoch_2.pth", "kept_2.pth"])
+    run_evaluated(tmp_path, [0.1, 0.3], checkpoints, tmp_path / "latest.pth" if resumed else None)
+    for name in ("epoch_2.pth", "kept_2.pth"):
+        meta = meta_of(tmp_path / name)
+        assert "evaluation_due" not in meta and meta["hook_msgs"]["best_score"] == 0.3, name
+    assert (tmp_path / "latest.pth").resolve().name == "kept_2.pth"
+    assert not (tmp_path / "kept_1.pth").exists()
+
+
+def test_a_hook_that_has_nothing_to_save_saves_nothing_after_a_resume(tmp_path):
+    checkpoints = ({}, {**KEPT, "interval": 3})
+    with pytest.raises(Killed):
+        run_evaluated(tmp_path, [0.1, Killed(), 0.2], checkpoints)
+    run_evaluated(tmp_path, [0.1, 0.3, 0.2], checkpoints, tmp_path / "latest.pth")
+    assert "evaluation_due" not in meta_of(tmp_path / "epoch_2.pth")
+    assert [path.name for path in tmp_path.glob("kept_*")] == ["kept_3.pth"]
+
+
+def test_what_was_the_last_epoch_is_evaluated_as_one_of_more(tmp_path):
+    """Its checkpoint, which there is because it was the last, is written again all the same."""
+    with pytest.raises(Killed):
+        run_evaluated(tmp_path, [Killed()], ({"interval": 2},))
+    run_evaluated(tmp_path, [0.3, 0.2], ({"interval": 2},), tmp_path / "latest.pth")
+    assert meta_of(tmp_path / "epoch_1.pth")["hook_msgs"]["best_score"] == 0.3
 
 
 def test_hooks_see_the_beginning_of_an_epoch_that_goes_on(tmp_path, unheard):

@@ -4,7 +4,6 @@ import contextlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from mmcv.runner import (
     CheckpointLoader,
     EvalHook,
     Fp16OptimizerHook,
+    Hook,
     LogBuffer,
     OptimizerHook,
     load_state_dict,
@@ -78,7 +78,7 @@ class EpochBasedRunner(StockRunner):
         self._order: Order | None = None  # of this epoch
         self._evaluation_due = False  # of the epoch at whose end the checkpoint was written
         self._of_ranks: dict[str, Any] = {}  # for the next checkpoint
-        self.save_again: Callable[[], None] | None = None  # the checkpoint of this epoch, which a hook has written
+        self._saved: list[CheckpointHook] = []  # have written a checkpoint of this epoch
 
     @property
     def _network(self) -> Any:
@@ -175,14 +175,15 @@ class EpochBasedRunner(StockRunner):
         self._epoch += 1
 
     def _save_again(self) -> None:
-        """The checkpoint of this epoch, if it was evaluated since: with the best score, without which a resumed run
+        """The checkpoints of this epoch, if it was evaluated since: with the best score, without which a resumed run
         would take a worse one for the best, and with the statistics of norms that all ranks have now."""
-        if self.save_again is not None and self._is_evaluated():
-            self.save_again()
-        self.save_again = None
+        if self._is_evaluated(self.hooks):
+            for hook in self._saved:  # in their order, for the sake of latest.pth
+                hook._save_checkpoint(self)
+        self._saved = []
 
-    def _is_evaluated(self) -> bool:
-        return any(isinstance(hook, EvalHook) and hook.by_epoch and hook._should_evaluate(self) for hook in self.hooks)
+    def _is_evaluated(self, hooks: list[Hook]) -> bool:
+        return any(isinstance(hook, EvalHook) and hook.by_epoch and hook._should_evaluate(self) for hook in hooks)
 
     def call_hook(self, fn_name: str) -> None:
         """See the stock class."""
@@ -196,13 +197,17 @@ class EpochBasedRunner(StockRunner):
         self._take_back()
         self.mode, self._inner_iter = "train", len(self.data_loader) - 1
         self._epoch -= 1
-        saving = max((i for i, hook in enumerate(self.hooks) if isinstance(hook, CheckpointHook)), default=-1)
-        for hook in self.hooks[saving + 1 :]:
+        for hook in self.hooks:
             if hasattr(hook, "_decide_interval"):  # of evaluations, which it does at the beginning of an epoch
                 hook._decide_interval(self)
+        first = next((i for i, hook in enumerate(self.hooks) if self._is_evaluated([hook])), len(self.hooks))
+        before = [hook for hook in self.hooks[:first] if isinstance(hook, CheckpointHook) and hook.by_epoch]
+        saved = [h for h in before if h.every_n_epochs(self, h.interval) or (h.save_last and h.is_last_epoch(self))]
+        self._saved = saved or before[-1:]  # what was the last epoch may be none any more
+        if self._saved:
+            first = self.hooks.index(self._saved[-1]) + 1
+        for hook in self.hooks[first:]:
             hook.after_train_epoch(self)
-        if saving >= 0:
-            self.save_again = partial(self.hooks[saving]._save_checkpoint, self)
         self._save_again()
         self._epoch += 1
 
@@ -286,12 +291,15 @@ class EpochBasedRunner(StockRunner):
             if isinstance(hook, DeferredFp16OptimizerHook):
                 hook.save_state(self._started_meta())
 
-    def prepare_checkpoint(self, at_end: bool) -> None:
-        """Called by all ranks before rank 0 saves a checkpoint: lets it hold in what the others differ; and if this is
-        at the end of an epoch, that its evaluation is still due."""
+    def prepare_checkpoint(self, hook: CheckpointHook) -> None:
+        """Called by all ranks before this hook saves a checkpoint on rank 0: lets it hold in what the others differ;
+        and if this is at the end of an epoch, that its evaluation is still due."""
         self._of_ranks = mid_epoch.of_ranks(self._parts_of_ranks())
-        if at_end and self.save_again is None and self._is_evaluated():
-            self._of_ranks[EVALUATION_DUE] = True
+        if hook.by_epoch and hook not in self._saved:
+            self._saved.append(hook)
+            place = self.hooks.index(hook) if hook in self.hooks else 0  # another hook may have one of its own
+            if self._is_evaluated(self.hooks[place:]):
+                self._of_ranks[EVALUATION_DUE] = True
 
     def _parts_of_ranks(self) -> Parts:
         """What of a checkpoint may differ from rank to rank: statistics of norms, and their averages."""
