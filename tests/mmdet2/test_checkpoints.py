@@ -441,6 +441,47 @@ def test_a_checkpoint_that_is_not_there(tmp_path):
         new_runner(tmp_path, 4).resume(str(tmp_path / "epoch_9.pth"))
 
 
+def test_the_best_checkpoint_is_there_until_a_better_one_is(tmp_path, monkeypatch, caplog):
+    """mmcv removes it first. Log lines and messages are mmcv's; a score that is no better changes nothing."""
+    write = EpochBasedRunner.save_checkpoint
+
+    def save_checkpoint(runner, out_dir, filename_tmpl="epoch_{}.pth", **options):
+        if filename_tmpl == "best_mAP_epoch_4.pth":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(runner, out_dir, filename_tmpl, **options)
+
+    monkeypatch.setattr(EpochBasedRunner, "save_checkpoint", save_checkpoint)
+    with caplog.at_level(logging.INFO, "mmdet.test"), pytest.raises(OSError, match="No space left"):
+        run_evaluated(tmp_path, [0.2, 0.3, 0.1, 0.4])
+    assert [path.name for path in tmp_path.glob("best_*")] == ["best_mAP_epoch_2.pth"]
+    best = tmp_path / "best_mAP_epoch_2.pth"
+    assert meta_of(best)["hook_msgs"]["best_ckpt"] == str(best)
+    assert caplog.text.count(f"The previous best checkpoint {tmp_path / 'best_mAP_epoch_1.pth'} was removed") == 1
+    assert caplog.text.count("The previous best checkpoint") == 1
+    assert "Now best checkpoint is saved as best_mAP_epoch_2.pth." in caplog.text
+    monkeypatch.undo()
+    messages = run_evaluated(tmp_path, [0.2, 0.3, 0.1, 0.4], resume=tmp_path / "latest.pth").meta["hook_msgs"]
+    assert [path.name for path in tmp_path.glob("best_*")] == ["best_mAP_epoch_4.pth"]
+    assert messages["best_score"] == 0.4 and messages["best_ckpt"] == str(tmp_path / "best_mAP_epoch_4.pth")
+
+
+@pytest.mark.parametrize("of", ["subclass", "object", "everybody"])
+def test_who_saves_the_best_in_a_way_of_their_own_keeps_it(tmp_path, monkeypatch, of):
+    seen = []
+
+    class Own(Scores):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            if of == "object":
+                self._save_ckpt = lambda runner, score: seen.append(score)
+
+    kind = EvalHook if of == "everybody" else Own
+    if of != "object":
+        monkeypatch.setattr(kind, "_save_ckpt", lambda hook, runner, score: seen.append(score), raising=False)
+    run_evaluated(tmp_path, [0.2, 0.3], hook=Own)
+    assert seen == [0.2, 0.3]
+
+
 def test_a_full_disk_keeps_the_last_good_checkpoint(disk, tmp_path):
     """On a real file system without room."""
     full = disk(tmp_path / "disk", "64k")

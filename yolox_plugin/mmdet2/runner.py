@@ -4,6 +4,7 @@ import contextlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from mmcv.parallel import is_module_wrapper
 from mmcv.runner import (
+    BaseRunner,
     CheckpointHook,
     CheckpointLoader,
     EvalHook,
@@ -34,6 +36,7 @@ from ..core.ranks import Parts
 from ..core.reading import read_together
 from ..core.seeds import seed_everything
 from ..core.sgd import SGD
+from ..patches import has_own
 from ..protocol import Moment, TrainingPart
 from .detector import YOLOX
 from .scaling import DeferredFp16OptimizerHook
@@ -57,6 +60,18 @@ class DeferredLogBuffer(LogBuffer):
         for (values, i), number in zip(waiting, numbers, strict=True):
             values[i] = number
         super().average(n)
+
+
+def _save_best(hook: EvalHook, runner: BaseRunner, key_score: float) -> None:
+    """In the place of `EvalHook._save_ckpt`, which removes the best before it writes the better."""
+    before, hook.best_ckpt_path = hook.best_ckpt_path, None
+    EvalHook._save_ckpt(hook, runner, key_score)
+    if hook.best_ckpt_path is None:
+        hook.best_ckpt_path = before
+    # A folder may have two names, as by a link.
+    elif before and Path(before).resolve() != Path(hook.best_ckpt_path).resolve() and hook.file_client.isfile(before):
+        hook.file_client.remove(before)
+        runner.logger.info(f"The previous best checkpoint {before} was removed")
 
 
 class EpochBasedRunner(StockRunner):
@@ -188,9 +203,20 @@ class EpochBasedRunner(StockRunner):
     def call_hook(self, fn_name: str) -> None:
         """See the stock class."""
         super().call_hook(fn_name)
-        if fn_name == "before_run" and self._evaluation_due:
-            self._evaluation_due = False
-            self._end_epoch()
+        if fn_name == "before_run":
+            self._keep_best()
+            if self._evaluation_due:
+                self._evaluation_due = False
+                self._end_epoch()
+
+    def _keep_best(self) -> None:
+        """Lets hooks replace a best checkpoint only when the better one is there."""
+        for hook in self.hooks:
+            if not isinstance(hook, EvalHook):
+                continue
+            is_stock = getattr(hook._save_ckpt, "__func__", None) is EvalHook._save_ckpt
+            if is_stock and not has_own(EvalHook, ["_save_ckpt"]):
+                hook._save_ckpt = partial(_save_best, hook)
 
     def _end_epoch(self) -> None:
         """What follows the checkpoint of an epoch, if the training was stopped before it was done."""
