@@ -465,6 +465,46 @@ def test_the_best_checkpoint_is_there_until_a_better_one_is(tmp_path, monkeypatc
     assert messages["best_score"] == 0.4 and messages["best_ckpt"] == str(tmp_path / "best_mAP_epoch_4.pth")
 
 
+@pytest.mark.parametrize("by", ["path", "relative path", "stock's way"])
+def test_the_best_checkpoint_of_another_folder_is_left_alone(tmp_path, monkeypatch, by):
+    """As that of a training that went on from there; its score counts."""
+    monkeypatch.chdir(tmp_path)
+    hook = type("Own", (Scores,), {"_save_ckpt": lambda *a: EvalHook._save_ckpt(*a)}) if by == "stock's way" else Scores
+    options = {"out_dir": "scored"} if by == "relative path" else {}
+    folder = tmp_path / "scored" if options else tmp_path
+    run_evaluated(tmp_path / "old", [0.3], **options)
+    resumed = run_evaluated(
+        tmp_path / "new", [0.3, 0.2, 0.4, 0.5], resume=tmp_path / "old/epoch_1.pth", hook=hook, **options
+    )
+    assert [path.name for path in (folder / "old").glob("best_*")] == ["best_mAP_epoch_1.pth"]
+    assert [path.name for path in (folder / "new").glob("best_*")] == ["best_mAP_epoch_4.pth"]
+    assert meta_of(tmp_path / "new/epoch_2.pth")["hook_msgs"]["best_score"] == 0.3
+    assert resumed.meta["hook_msgs"]["best_score"] == 0.5
+
+
+@pytest.mark.parametrize("by", ["path", "relative path", "link"])
+def test_the_best_checkpoint_of_the_same_folder_goes_by_whichever_name(tmp_path, monkeypatch, by):
+    monkeypatch.chdir(tmp_path)
+    options = {"out_dir": "scored"} if by == "relative path" else {}
+    run_evaluated(tmp_path / "run", [0.3], **options)
+    work_dir = tmp_path / "run"
+    if by == "link":  # where it was before it was moved
+        work_dir = work_dir.rename(tmp_path / "moved")
+        (tmp_path / "run").symlink_to("moved")
+    run_evaluated(work_dir, [0.3, 0.4], resume=work_dir / "latest.pth", **options)
+    folder = tmp_path / "scored/run" if options else work_dir
+    assert [path.name for path in folder.glob("best_*")] == ["best_mAP_epoch_2.pth"]
+
+
+def test_a_folder_that_was_moved_owns_nothing_where_it_was(tmp_path):
+    run_evaluated(tmp_path / "run", [0.3])
+    (tmp_path / "run").rename(tmp_path / "moved")
+    run_evaluated(tmp_path / "run", [0.1])
+    run_evaluated(tmp_path / "moved", [0.3, 0.4], resume=tmp_path / "moved/latest.pth")
+    assert (tmp_path / "run/best_mAP_epoch_1.pth").is_file()
+    assert (tmp_path / "moved/best_mAP_epoch_2.pth").is_file()
+
+
 @pytest.mark.parametrize("of", ["subclass", "object", "everybody"])
 def test_who_saves_the_best_in_a_way_of_their_own_keeps_it(tmp_path, monkeypatch, of):
     seen = []

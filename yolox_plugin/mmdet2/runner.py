@@ -210,13 +210,17 @@ class EpochBasedRunner(StockRunner):
                 self._end_epoch()
 
     def _keep_best(self) -> None:
-        """Lets hooks replace a best checkpoint only when the better one is there."""
+        """Lets hooks replace a best checkpoint only when the better one is there, and none of another folder, as after
+        a resume from there."""
         for hook in self.hooks:
             if not isinstance(hook, EvalHook):
                 continue
             is_stock = getattr(hook._save_ckpt, "__func__", None) is EvalHook._save_ckpt
             if is_stock and not has_own(EvalHook, ["_save_ckpt"]):
                 hook._save_ckpt = partial(_save_best, hook)
+            best = getattr(hook, "best_ckpt_path", None)
+            if best and Path(best).resolve().parent != Path(hook.out_dir or self.work_dir).resolve():
+                hook.best_ckpt_path = None  # its score stays in the meta
 
     def _end_epoch(self) -> None:
         """What follows the checkpoint of an epoch, if the training was stopped before it was done."""
