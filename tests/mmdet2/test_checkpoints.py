@@ -24,7 +24,7 @@ import mmdet
 import numpy as np
 import pytest
 import torch
-from mmcv.runner import Hook, build_optimizer, build_runner
+from mmcv.runner import EvalHook, Hook, build_optimizer, build_runner
 from tiny2 import write_config
 from torch.utils.data import DataLoader
 
@@ -235,6 +235,73 @@ def test_no_evaluation_before_the_first_epoch_of_a_resumed_training(tmp_path):
     assert hook.modes == [True] * 5
 
 
+class Scores(EvalHook):
+    """The score of each epoch is given; at a `Killed` the evaluation is cut off."""
+
+    def __init__(self, scores, **options):
+        super().__init__(DataLoader([0]), save_best="mAP", test_fn=lambda *_: [], **options)
+        self.scores = scores
+
+    def evaluate(self, runner, results):
+        score = self.scores[runner.epoch]
+        if isinstance(score, Killed):
+            raise score
+        return score
+
+
+def run_evaluated(work_dir, scores, checkpoints=({},), resume=None, hook=Scores, **options):
+    """One epoch for each score; the first checkpoint hook is that of the config."""
+    runner = new_runner(work_dir, len(scores), checkpoints=dict(checkpoints[0]))
+    for more in checkpoints[1:]:
+        runner.register_hook_from_cfg({"type": "CheckpointHook", **more})
+    runner.register_hook(hook(scores, **options), "LOW")
+    if resume is not None:
+        runner.resume(resume)
+    return run(runner)
+
+
+def meta_of(path):
+    return read_checkpoint(path)["meta"]
+
+
+KEPT = {"interval": 2, "filename_tmpl": "kept_{}.pth"}
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("last", [KEPT, {**KEPT, "priority": "LOWEST"}], ids=["before", "after the evaluation"])
+def test_all_checkpoints_of_an_epoch_tell_of_its_evaluation(tmp_path, resumed, last):
+    """Wherever a second hook comes, the files are in the end as if nothing had been cut off."""
+    checkpoints = ({}, last)
+    if resumed:
+        with pytest.raises(Killed):
+            run_evaluated(tmp_path, [0.1, Killed()], checkpoints)
+        before = [path.name for path in tmp_path.glob("*_2.pth") if "evaluation_due" in meta_of(path)]
+        assert sorted(before) == (["epoch_2.pth"] if "priority" in last else ["epoch_2.pth", "kept_2.pth"])
+    run_evaluated(tmp_path, [0.1, 0.3], checkpoints, tmp_path / "latest.pth" if resumed else None)
+    for name in ("epoch_2.pth", "kept_2.pth"):
+        meta = meta_of(tmp_path / name)
+        assert "evaluation_due" not in meta and meta["hook_msgs"]["best_score"] == 0.3, name
+    assert (tmp_path / "latest.pth").resolve().name == "kept_2.pth"
+    assert not (tmp_path / "kept_1.pth").exists()
+
+
+def test_a_hook_that_has_nothing_to_save_saves_nothing_after_a_resume(tmp_path):
+    checkpoints = ({}, {**KEPT, "interval": 3})
+    with pytest.raises(Killed):
+        run_evaluated(tmp_path, [0.1, Killed(), 0.2], checkpoints)
+    run_evaluated(tmp_path, [0.1, 0.3, 0.2], checkpoints, tmp_path / "latest.pth")
+    assert "evaluation_due" not in meta_of(tmp_path / "epoch_2.pth")
+    assert [path.name for path in tmp_path.glob("kept_*")] == ["kept_3.pth"]
+
+
+def test_what_was_the_last_epoch_is_evaluated_as_one_of_more(tmp_path):
+    """Its checkpoint, which there is because it was the last, is written again all the same."""
+    with pytest.raises(Killed):
+        run_evaluated(tmp_path, [Killed()], ({"interval": 2},))
+    run_evaluated(tmp_path, [0.3, 0.2], ({"interval": 2},), tmp_path / "latest.pth")
+    assert meta_of(tmp_path / "epoch_1.pth")["hook_msgs"]["best_score"] == 0.3
+
+
 def test_hooks_see_the_beginning_of_an_epoch_that_goes_on(tmp_path, unheard):
     with pytest.raises(mid_epoch.Stopped):
         mid_epoch_runner(tmp_path, stop=8).run([batches_of()], [("train", 1)])
@@ -372,6 +439,87 @@ def test_an_unreadable_checkpoint_is_reported_and_the_one_before_it_used(tmp_pat
 def test_a_checkpoint_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"epoch_9\.pth"):
         new_runner(tmp_path, 4).resume(str(tmp_path / "epoch_9.pth"))
+
+
+def test_the_best_checkpoint_is_there_until_a_better_one_is(tmp_path, monkeypatch, caplog):
+    """mmcv removes it first. Log lines and messages are mmcv's; a score that is no better changes nothing."""
+    write = EpochBasedRunner.save_checkpoint
+
+    def save_checkpoint(runner, out_dir, filename_tmpl="epoch_{}.pth", **options):
+        if filename_tmpl == "best_mAP_epoch_4.pth":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(runner, out_dir, filename_tmpl, **options)
+
+    monkeypatch.setattr(EpochBasedRunner, "save_checkpoint", save_checkpoint)
+    with caplog.at_level(logging.INFO, "mmdet.test"), pytest.raises(OSError, match="No space left"):
+        run_evaluated(tmp_path, [0.2, 0.3, 0.1, 0.4])
+    assert [path.name for path in tmp_path.glob("best_*")] == ["best_mAP_epoch_2.pth"]
+    best = tmp_path / "best_mAP_epoch_2.pth"
+    assert meta_of(best)["hook_msgs"]["best_ckpt"] == str(best)
+    assert caplog.text.count(f"The previous best checkpoint {tmp_path / 'best_mAP_epoch_1.pth'} was removed") == 1
+    assert caplog.text.count("The previous best checkpoint") == 1
+    assert "Now best checkpoint is saved as best_mAP_epoch_2.pth." in caplog.text
+    monkeypatch.undo()
+    messages = run_evaluated(tmp_path, [0.2, 0.3, 0.1, 0.4], resume=tmp_path / "latest.pth").meta["hook_msgs"]
+    assert [path.name for path in tmp_path.glob("best_*")] == ["best_mAP_epoch_4.pth"]
+    assert messages["best_score"] == 0.4 and messages["best_ckpt"] == str(tmp_path / "best_mAP_epoch_4.pth")
+
+
+@pytest.mark.parametrize("by", ["path", "relative path", "stock's way"])
+def test_the_best_checkpoint_of_another_folder_is_left_alone(tmp_path, monkeypatch, by):
+    """As that of a training that went on from there; its score counts."""
+    monkeypatch.chdir(tmp_path)
+    hook = type("Own", (Scores,), {"_save_ckpt": lambda *a: EvalHook._save_ckpt(*a)}) if by == "stock's way" else Scores
+    options = {"out_dir": "scored"} if by == "relative path" else {}
+    folder = tmp_path / "scored" if options else tmp_path
+    run_evaluated(tmp_path / "old", [0.3], **options)
+    resumed = run_evaluated(
+        tmp_path / "new", [0.3, 0.2, 0.4, 0.5], resume=tmp_path / "old/epoch_1.pth", hook=hook, **options
+    )
+    assert [path.name for path in (folder / "old").glob("best_*")] == ["best_mAP_epoch_1.pth"]
+    assert [path.name for path in (folder / "new").glob("best_*")] == ["best_mAP_epoch_4.pth"]
+    assert meta_of(tmp_path / "new/epoch_2.pth")["hook_msgs"]["best_score"] == 0.3
+    assert resumed.meta["hook_msgs"]["best_score"] == 0.5
+
+
+@pytest.mark.parametrize("by", ["path", "relative path", "link"])
+def test_the_best_checkpoint_of_the_same_folder_goes_by_whichever_name(tmp_path, monkeypatch, by):
+    monkeypatch.chdir(tmp_path)
+    options = {"out_dir": "scored"} if by == "relative path" else {}
+    run_evaluated(tmp_path / "run", [0.3], **options)
+    work_dir = tmp_path / "run"
+    if by == "link":  # where it was before it was moved
+        work_dir = work_dir.rename(tmp_path / "moved")
+        (tmp_path / "run").symlink_to("moved")
+    run_evaluated(work_dir, [0.3, 0.4], resume=work_dir / "latest.pth", **options)
+    folder = tmp_path / "scored/run" if options else work_dir
+    assert [path.name for path in folder.glob("best_*")] == ["best_mAP_epoch_2.pth"]
+
+
+def test_a_folder_that_was_moved_owns_nothing_where_it_was(tmp_path):
+    run_evaluated(tmp_path / "run", [0.3])
+    (tmp_path / "run").rename(tmp_path / "moved")
+    run_evaluated(tmp_path / "run", [0.1])
+    run_evaluated(tmp_path / "moved", [0.3, 0.4], resume=tmp_path / "moved/latest.pth")
+    assert (tmp_path / "run/best_mAP_epoch_1.pth").is_file()
+    assert (tmp_path / "moved/best_mAP_epoch_2.pth").is_file()
+
+
+@pytest.mark.parametrize("of", ["subclass", "object", "everybody"])
+def test_who_saves_the_best_in_a_way_of_their_own_keeps_it(tmp_path, monkeypatch, of):
+    seen = []
+
+    class Own(Scores):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            if of == "object":
+                self._save_ckpt = lambda runner, score: seen.append(score)
+
+    kind = EvalHook if of == "everybody" else Own
+    if of != "object":
+        monkeypatch.setattr(kind, "_save_ckpt", lambda hook, runner, score: seen.append(score), raising=False)
+    run_evaluated(tmp_path, [0.2, 0.3], hook=Own)
+    assert seen == [0.2, 0.3]
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(disk, tmp_path):

@@ -1,7 +1,6 @@
 """MMDetection's hooks of the standard YOLOX config, with their faults mended."""
 
 from collections.abc import Sequence
-from functools import partial
 
 from mmcv.parallel import is_module_wrapper
 from mmcv.runner import HOOKS, BaseRunner, GradientCumulativeOptimizerHook, Hook
@@ -98,10 +97,8 @@ class CheckpointHook(StockCheckpointHook):
         if not isinstance(runner, EpochBasedRunner):
             super()._save_checkpoint(runner)
             return
-        runner.prepare_checkpoint(at_end=self.by_epoch)
+        runner.prepare_checkpoint(self)
         super()._save_checkpoint(runner)
-        if self.by_epoch:
-            runner.save_again = partial(self._save_checkpoint, runner)
 
 
 @HOOKS.register_module()

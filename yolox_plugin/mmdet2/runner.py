@@ -12,10 +12,12 @@ import torch
 import torch.distributed as dist
 from mmcv.parallel import is_module_wrapper
 from mmcv.runner import (
+    BaseRunner,
     CheckpointHook,
     CheckpointLoader,
     EvalHook,
     Fp16OptimizerHook,
+    Hook,
     LogBuffer,
     OptimizerHook,
     load_state_dict,
@@ -34,6 +36,7 @@ from ..core.ranks import Parts
 from ..core.reading import read_together
 from ..core.seeds import seed_everything
 from ..core.sgd import SGD
+from ..patches import has_own
 from ..protocol import Moment, TrainingPart
 from .detector import YOLOX
 from .scaling import DeferredFp16OptimizerHook
@@ -59,6 +62,18 @@ class DeferredLogBuffer(LogBuffer):
         super().average(n)
 
 
+def _save_best(hook: EvalHook, runner: BaseRunner, key_score: float) -> None:
+    """In the place of `EvalHook._save_ckpt`, which removes the best before it writes the better."""
+    before, hook.best_ckpt_path = hook.best_ckpt_path, None
+    EvalHook._save_ckpt(hook, runner, key_score)
+    if hook.best_ckpt_path is None:
+        hook.best_ckpt_path = before
+    # A folder may have two names, as by a link.
+    elif before and Path(before).resolve() != Path(hook.best_ckpt_path).resolve() and hook.file_client.isfile(before):
+        hook.file_client.remove(before)
+        runner.logger.info(f"The previous best checkpoint {before} was removed")
+
+
 class EpochBasedRunner(StockRunner):
     """Random state, image sizes and augmentations are functions of the seed and of where the training stands, so that a
     run that was killed and resumed ends as one that was not. The checkpoint's seed outlives that of the command line:
@@ -78,7 +93,7 @@ class EpochBasedRunner(StockRunner):
         self._order: Order | None = None  # of this epoch
         self._evaluation_due = False  # of the epoch at whose end the checkpoint was written
         self._of_ranks: dict[str, Any] = {}  # for the next checkpoint
-        self.save_again: Callable[[], None] | None = None  # the checkpoint of this epoch, which a hook has written
+        self._saved: list[CheckpointHook] = []  # have written a checkpoint of this epoch
 
     @property
     def _network(self) -> Any:
@@ -175,34 +190,54 @@ class EpochBasedRunner(StockRunner):
         self._epoch += 1
 
     def _save_again(self) -> None:
-        """The checkpoint of this epoch, if it was evaluated since: with the best score, without which a resumed run
+        """The checkpoints of this epoch, if it was evaluated since: with the best score, without which a resumed run
         would take a worse one for the best, and with the statistics of norms that all ranks have now."""
-        if self.save_again is not None and self._is_evaluated():
-            self.save_again()
-        self.save_again = None
+        if self._is_evaluated(self.hooks):
+            for hook in self._saved:  # in their order, for the sake of latest.pth
+                hook._save_checkpoint(self)
+        self._saved = []
 
-    def _is_evaluated(self) -> bool:
-        return any(isinstance(hook, EvalHook) and hook.by_epoch and hook._should_evaluate(self) for hook in self.hooks)
+    def _is_evaluated(self, hooks: list[Hook]) -> bool:
+        return any(isinstance(hook, EvalHook) and hook.by_epoch and hook._should_evaluate(self) for hook in hooks)
 
     def call_hook(self, fn_name: str) -> None:
         """See the stock class."""
         super().call_hook(fn_name)
-        if fn_name == "before_run" and self._evaluation_due:
-            self._evaluation_due = False
-            self._end_epoch()
+        if fn_name == "before_run":
+            self._keep_best()
+            if self._evaluation_due:
+                self._evaluation_due = False
+                self._end_epoch()
+
+    def _keep_best(self) -> None:
+        """Lets hooks replace a best checkpoint only when the better one is there, and none of another folder, as after
+        a resume from there."""
+        for hook in self.hooks:
+            if not isinstance(hook, EvalHook):
+                continue
+            is_stock = getattr(hook._save_ckpt, "__func__", None) is EvalHook._save_ckpt
+            if is_stock and not has_own(EvalHook, ["_save_ckpt"]):
+                hook._save_ckpt = partial(_save_best, hook)
+            best = getattr(hook, "best_ckpt_path", None)
+            if best and Path(best).resolve().parent != Path(hook.out_dir or self.work_dir).resolve():
+                hook.best_ckpt_path = None  # its score stays in the meta
 
     def _end_epoch(self) -> None:
         """What follows the checkpoint of an epoch, if the training was stopped before it was done."""
         self._take_back()
         self.mode, self._inner_iter = "train", len(self.data_loader) - 1
         self._epoch -= 1
-        saving = max((i for i, hook in enumerate(self.hooks) if isinstance(hook, CheckpointHook)), default=-1)
-        for hook in self.hooks[saving + 1 :]:
+        for hook in self.hooks:
             if hasattr(hook, "_decide_interval"):  # of evaluations, which it does at the beginning of an epoch
                 hook._decide_interval(self)
+        first = next((i for i, hook in enumerate(self.hooks) if self._is_evaluated([hook])), len(self.hooks))
+        before = [hook for hook in self.hooks[:first] if isinstance(hook, CheckpointHook) and hook.by_epoch]
+        saved = [h for h in before if h.every_n_epochs(self, h.interval) or (h.save_last and h.is_last_epoch(self))]
+        self._saved = saved or before[-1:]  # what was the last epoch may be none any more
+        if self._saved:
+            first = self.hooks.index(self._saved[-1]) + 1
+        for hook in self.hooks[first:]:
             hook.after_train_epoch(self)
-        if saving >= 0:
-            self.save_again = partial(self.hooks[saving]._save_checkpoint, self)
         self._save_again()
         self._epoch += 1
 
@@ -286,12 +321,15 @@ class EpochBasedRunner(StockRunner):
             if isinstance(hook, DeferredFp16OptimizerHook):
                 hook.save_state(self._started_meta())
 
-    def prepare_checkpoint(self, at_end: bool) -> None:
-        """Called by all ranks before rank 0 saves a checkpoint: lets it hold in what the others differ; and if this is
-        at the end of an epoch, that its evaluation is still due."""
+    def prepare_checkpoint(self, hook: CheckpointHook) -> None:
+        """Called by all ranks before this hook saves a checkpoint on rank 0: lets it hold in what the others differ;
+        and if this is at the end of an epoch, that its evaluation is still due."""
         self._of_ranks = mid_epoch.of_ranks(self._parts_of_ranks())
-        if at_end and self.save_again is None and self._is_evaluated():
-            self._of_ranks[EVALUATION_DUE] = True
+        if hook.by_epoch and hook not in self._saved:
+            self._saved.append(hook)
+            place = self.hooks.index(hook) if hook in self.hooks else 0  # another hook may have one of its own
+            if self._is_evaluated(self.hooks[place:]):
+                self._of_ranks[EVALUATION_DUE] = True
 
     def _parts_of_ranks(self) -> Parts:
         """What of a checkpoint may differ from rank to rank: statistics of norms, and their averages."""
