@@ -23,7 +23,7 @@ from ...mmdet3.processes import collect_results, share_no_folder
 from .. import annotations, checks, report
 from ..annotations import Source
 from ..configs import heads_of
-from ..messages import InputError
+from ..messages import InputError, described
 from ..saved_config import config_classes_in
 from . import checks as parts
 from .config import adopt_classes, load_config
@@ -68,10 +68,10 @@ class Evaluation:
         options = copy.deepcopy(cfg.test_dataloader)
         options.batch_size = batch_size or options.get("batch_size", 1)
         self.batch_size: int = options.batch_size
-        self.loader = Runner.build_dataloader(options)
+        self.loader = described("test_dataloader", lambda: Runner.build_dataloader(options))
         self.dataset: Any = self.loader.dataset
         self.classes = self.dataset.metainfo["classes"]
-        self.evaluator = Evaluator(copy.deepcopy(cfg.test_evaluator))
+        self.evaluator = described("test_evaluator", lambda: Evaluator(copy.deepcopy(cfg.test_evaluator)))
         self.evaluator.dataset_meta = self.dataset.metainfo
         self.model = load_model(cfg, checkpoint)
         checks.prepare_for_inference(self.model, cfg.device, amp)

@@ -13,6 +13,7 @@ from ...core.mixing import data_sets_in
 from ...core.positions import placed
 from ...core.seeds import seed_everything
 from ...protocol import Moment, TrainingPart
+from ..messages import described
 from .recipe import counts_epochs
 from .training import build_loader
 
@@ -27,9 +28,9 @@ def first_samples(args: argparse.Namespace, cfg: Config) -> Iterator[tuple[Any, 
     y2) and labels [N].
 
     Raises:
-        InputError: the loader cannot be built.
+        InputError: the loader, or the processes for it, cannot be built.
     """
-    set_multi_processing(**(cfg.env_cfg.get("mp_cfg") or {}))
+    described("env_cfg.mp_cfg", lambda: set_multi_processing(**(cfg.env_cfg.get("mp_cfg") or {})))
     loader = build_loader(args, cfg)
     with contextlib.ExitStack() as stack:
         if counts_epochs(cfg):  # as the plugin's loop begins an epoch; mmengine's by iterations tells nothing
