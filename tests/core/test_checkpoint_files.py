@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from yolox_plugin.core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint
+from yolox_plugin.core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, is_numbered, read_checkpoint
 
 
 @pytest.fixture(params=["this torch", "before 2.5"])
@@ -155,3 +155,15 @@ def test_a_file_without_checksums_is_read(tmp_path):
     finally:
         torch.serialization.set_crc32_options(before)
     np.testing.assert_equal(read_checkpoint(tmp_path / "x.pth")["meta"], META)
+
+
+@pytest.mark.parametrize("template", ["epoch_{}.pth", "iter_{}.pth", "yolox_epoch_{:04d}.pth", "of_best_iter_{0}.pth"])
+def test_names_by_which_checkpoints_are_found(template):
+    assert is_numbered(template.format(12), 12)
+
+
+@pytest.mark.parametrize(
+    "template", ["yolox_{}.pth", "epoch_1{}.pth", "best_epoch_{}.pth", "epoch_{:x}.pth", "a/b_epoch_{}.pth", "epoch_{}"]
+)
+def test_names_by_which_they_are_not(template):
+    assert not is_numbered(template.format(12), 12)

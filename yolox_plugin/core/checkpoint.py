@@ -35,7 +35,7 @@ _DAMAGE = (RuntimeError, EOFError, AttributeError, LookupError, ValueError, Type
 
 # Names of a run's checkpoints: of those at the ends of epochs, and of the last in the middle of one. Those that begin
 # with "best_" are other files, in which mmengine keeps weights alone.
-_NUMBERED = re.compile(r"(?!best_)(?P<prefix>.+_)?(?P<unit>epoch|iter)_(?P<number>\d+)\.pth")
+_NUMBERED = re.compile(r"(?!best_)(?P<prefix>[^/]+_)?(?P<unit>epoch|iter)_(?P<number>\d+)\.pth")
 MID_EPOCH = "mid_epoch.pth"
 # In the meta of one at the end of an epoch that is to be evaluated: it has not been yet.
 EVALUATION_DUE = "evaluation_due"
@@ -202,6 +202,12 @@ def _absent_host(error: Exception) -> str | None:
 def _one_line(error: Exception) -> str:
     """torch's message without its colours and line breaks."""
     return " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())
+
+
+def is_numbered(name: str, number: int) -> bool:
+    """Whether a checkpoint of this name is found again, as the one with this number."""
+    match = _NUMBERED.fullmatch(name)
+    return match is not None and int(match["number"]) == number
 
 
 def newest_checkpoint(work_dir: Path) -> Path | None:
