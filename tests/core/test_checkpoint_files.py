@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from yolox_plugin.core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, is_numbered, read_checkpoint
+from yolox_plugin.core.checkpoint import (
+    DamagedCheckpoint,
+    UnsafeCheckpoint,
+    is_numbered,
+    newest_checkpoint,
+    read_checkpoint,
+)
 
 
 @pytest.fixture(params=["this torch", "before 2.5"])
@@ -167,3 +173,39 @@ def test_names_by_which_checkpoints_are_found(template):
 )
 def test_names_by_which_they_are_not(template):
     assert not is_numbered(template.format(12), 12)
+
+
+def write(path, epoch, iteration):
+    torch.save({"state_dict": {"a": torch.ones(2)}, "meta": {"epoch": epoch, "iter": iteration}}, path)
+    return path
+
+
+def test_epochs_and_iterations_beside_each_other(tmp_path):
+    """As of two hooks, one of which counts iterations; 5000 are an epoch."""
+    for epoch in (9, 11, 12):
+        write(tmp_path / f"epoch_{epoch}.pth", epoch, 5000 * epoch)
+    write(tmp_path / "iter_59000.pth", 11, 59000)
+    assert newest_checkpoint(tmp_path) == tmp_path / "epoch_12.pth"
+    later = write(tmp_path / "iter_61000.pth", 12, 61000)
+    assert newest_checkpoint(tmp_path) == later
+    write(tmp_path / "iter_60000.pth", 11, 60000)  # which has not ended the epoch
+    later.unlink()
+    assert newest_checkpoint(tmp_path) == tmp_path / "epoch_12.pth"
+
+
+@pytest.mark.parametrize("content", [b"", b"cut short", "half", "weights"])
+def test_a_damaged_one_beside_another_unit(torchs, tmp_path, content):
+    """Those that can be read are chosen from; where there is none, one is there to be reported."""
+    first, second = write(tmp_path / "epoch_12.pth", 12, 60000), write(tmp_path / "iter_61000.pth", 12, 61000)
+    for path, other in ((second, first), (first, second)):
+        if content == "weights":
+            torch.save({"a": torch.ones(2)}, path)
+        else:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content)
+        assert newest_checkpoint(tmp_path) == (other if path == second else second)
+
+
+def test_one_that_must_not_be_read_beside_another_unit(tmp_path):
+    write(tmp_path / "epoch_12.pth", 12, 60000)
+    (tmp_path / "iter_61000.pth").mkdir()
+    assert newest_checkpoint(tmp_path) == tmp_path / "epoch_12.pth"

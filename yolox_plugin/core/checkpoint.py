@@ -218,12 +218,27 @@ def newest_checkpoint(work_dir: Path) -> Path | None:
     that end in no number.
     """
     latest, mid_epoch = work_dir / "latest.pth", work_dir / MID_EPOCH
-    matches = ((_NUMBERED.fullmatch(path.name), path) for path in work_dir.glob("*.pth"))
-    numbered = [(int(match["number"]), path) for match, path in matches if match]
-    whole = latest if latest.exists() else max(numbered)[1] if numbered else None
+    whole = latest if latest.exists() else _highest(work_dir)
     if mid_epoch.is_file() and (whole is None or is_newer(mid_epoch, whole)):
         return mid_epoch
     return whole
+
+
+def _highest(work_dir: Path) -> Path | None:
+    """That of the highest epoch or iteration; of the highest of both, what the files hold tells which it is."""
+    units: dict[str, list[tuple[int, Path]]] = {}
+    for path in work_dir.glob("*.pth"):
+        if match := _NUMBERED.fullmatch(path.name):
+            units.setdefault(match["unit"], []).append((int(match["number"]), path))
+    known: list[tuple[tuple[int, ...], Path]] = []
+    for numbered in units.values() if len(units) > 1 else ():
+        for _, path in sorted(numbered, reverse=True):
+            if done := _done(path):  # a damaged one cannot be compared
+                known.append((done, path))
+                break
+    if known:
+        return max(known)[1]
+    return max((max(numbered) for numbered in units.values()), default=(0, None))[1]
 
 
 def is_newer(mid_epoch: Path, whole: Path) -> bool:
@@ -234,7 +249,7 @@ def is_newer(mid_epoch: Path, whole: Path) -> bool:
         return mid_epoch.stat().st_mtime_ns > whole.stat().st_mtime_ns
     match = _NUMBERED.fullmatch(whole.resolve().name)
     if match and match["unit"] == "iter":
-        return int(match["number"]) < int(_meta(mid_epoch)["iter"])
+        return int(match["number"]) < _done(mid_epoch)[1]
     return epochs_of(whole) < epochs
 
 
@@ -243,12 +258,19 @@ def epochs_of(checkpoint: Path) -> float:
     half an epoch more. Infinitely many where nobody knows, as of a damaged one, which is then tried and reported."""
     real = checkpoint.resolve()
     if real.name == MID_EPOCH:
-        try:
-            return float(_meta(real)["epoch"]) + 0.5
-        except (pickle.UnpicklingError, ModuleNotFoundError, *_DAMAGE):
-            return float("inf")
+        done = _done(real)
+        return done[0] + 0.5 if done else float("inf")
     match = _NUMBERED.fullmatch(real.name)
     return float(match["number"]) if match else float("inf")
+
+
+def _done(checkpoint: Path) -> tuple[int, ...]:
+    """How many epochs and iterations a checkpoint has behind it, as it holds; nothing where that cannot be read."""
+    try:
+        meta = _meta(checkpoint)
+        return int(meta["epoch"]), int(meta["iter"])
+    except (OSError, pickle.UnpicklingError, ModuleNotFoundError, *_DAMAGE):
+        return ()
 
 
 def _meta(checkpoint: Path) -> dict[str, Any]:
