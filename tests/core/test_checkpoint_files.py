@@ -4,6 +4,7 @@ import builtins
 import contextlib
 import os
 import pickle
+import shutil
 from collections import OrderedDict
 
 import numpy as np
@@ -16,6 +17,7 @@ from yolox_plugin.core.checkpoint import (
     is_numbered,
     newest_checkpoint,
     read_checkpoint,
+    read_newest,
 )
 
 
@@ -209,3 +211,46 @@ def test_one_that_must_not_be_read_beside_another_unit(tmp_path):
     write(tmp_path / "epoch_12.pth", 12, 60000)
     (tmp_path / "iter_61000.pth").mkdir()
     assert newest_checkpoint(tmp_path) == tmp_path / "epoch_12.pth"
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A folder that was copied without links: its latest.pth is a file, as epoch_3.pth."""
+    for epoch in (1, 2, 3):
+        write(tmp_path / f"epoch_{epoch}.pth", epoch, 5 * epoch)
+    shutil.copy(tmp_path / "epoch_3.pth", tmp_path / "latest.pth")
+    return tmp_path
+
+
+def test_one_in_the_middle_is_newer_than_a_copied_latest(copied):
+    middle = write(copied / "mid_epoch.pth", 3, 17)
+    assert newest_checkpoint(copied) == middle
+    write(middle, 2, 14)
+    assert newest_checkpoint(copied) == copied / "latest.pth"
+    write(middle, 3, 17)
+    shutil.copy(middle, copied / "latest.pth")  # which was a link to it
+    assert newest_checkpoint(copied) == middle
+
+
+def damage(path, whole_meta):
+    """In one of its tensors alone, or in all of it."""
+    content = bytearray(path.read_bytes())
+    if whole_meta:
+        content[content.index(torch.ones(2).numpy().tobytes())] ^= 1
+    path.write_bytes(content if whole_meta else content[:100])
+
+
+@pytest.mark.parametrize("whole_meta", [False, True])
+def test_before_a_copied_latest_that_is_damaged(copied, whole_meta):
+    """All the others in its folder are, and the one that it was copied from is tried first."""
+    write(copied / "iter_14.pth", 2, 14)
+    write(copied / "mid_epoch.pth", 2, 13)
+    damage(copied / "latest.pth", whole_meta)
+    assert newest_checkpoint(copied) == copied / "latest.pth"
+    for name in ("epoch_3.pth", "iter_14.pth", "mid_epoch.pth", "epoch_2.pth", "epoch_1.pth"):
+        told = []
+        assert read_newest(copied / "latest.pth", told.append)[0] == copied / name
+        assert told and "latest.pth is no readable checkpoint" in told[0]
+        damage(copied / name, whole_meta)
+    with pytest.raises(ValueError, match=r"epoch_1\.pth is no readable.*There is none before it in that folder"):
+        read_newest(copied / "latest.pth", told.append)

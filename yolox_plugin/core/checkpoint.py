@@ -33,10 +33,11 @@ DOS_FOLDER = 0x10  # among a record's external attributes
 _DAMAGE = (RuntimeError, EOFError, AttributeError, LookupError, ValueError, TypeError, AssertionError, OverflowError,
            struct.error)  # fmt: skip
 
-# Names of a run's checkpoints: of those at the ends of epochs, and of the last in the middle of one. Those that begin
-# with "best_" are other files, in which mmengine keeps weights alone.
+# Names of a run's checkpoints: of those at the ends of epochs, of the last in the middle of one, and of mmcv's link to
+# the last of all. Those that begin with "best_" are other files, in which mmengine keeps weights alone.
 _NUMBERED = re.compile(r"(?!best_)(?P<prefix>[^/]+_)?(?P<unit>epoch|iter)_(?P<number>\d+)\.pth")
 MID_EPOCH = "mid_epoch.pth"
+LATEST = "latest.pth"
 # In the meta of one at the end of an epoch that is to be evaluated: it has not been yet.
 EVALUATION_DUE = "evaluation_due"
 
@@ -217,7 +218,7 @@ def newest_checkpoint(work_dir: Path) -> Path | None:
     Other .pth files are none of a run's. MMDetection's `find_latest_checkpoint` takes any for one, and fails for those
     that end in no number.
     """
-    latest, mid_epoch = work_dir / "latest.pth", work_dir / MID_EPOCH
+    latest, mid_epoch = work_dir / LATEST, work_dir / MID_EPOCH
     whole = latest if latest.exists() else _highest(work_dir)
     if mid_epoch.is_file() and (whole is None or is_newer(mid_epoch, whole)):
         return mid_epoch
@@ -254,14 +255,15 @@ def is_newer(mid_epoch: Path, whole: Path) -> bool:
 
 
 def epochs_of(checkpoint: Path) -> float:
-    """How many epochs a checkpoint has behind it, as its name says, or for one in the middle of an epoch what it holds:
-    half an epoch more. Infinitely many where nobody knows, as of a damaged one, which is then tried and reported."""
+    """How many epochs a checkpoint has behind it, as its name says, or of one without a number what it holds: in the
+    middle of an epoch, half of one more. Infinitely many where nobody knows, as of a damaged one, which is then tried
+    and reported."""
     real = checkpoint.resolve()
-    if real.name == MID_EPOCH:
-        done = _done(real)
-        return done[0] + 0.5 if done else float("inf")
     match = _NUMBERED.fullmatch(real.name)
-    return float(match["number"]) if match else float("inf")
+    if match:
+        return float(match["number"])
+    done = _done(real)
+    return done[0] + 0.5 * (real.name == MID_EPOCH) if done else float("inf")
 
 
 def _done(checkpoint: Path) -> tuple[int, ...]:
@@ -306,9 +308,14 @@ def read_newest(checkpoint: Path, tell: Callable[[str], None]) -> tuple[Path, di
 
 
 def _earlier(checkpoint: Path) -> list[Path]:
-    """The checkpoints beside this one with fewer epochs behind them, newest first."""
+    """The checkpoints beside this one with fewer epochs behind them, newest first; of a latest.pth that is no link all
+    of them, as it is a copy of whichever."""
     real = checkpoint.resolve()
     match = _NUMBERED.fullmatch(real.name)
+    if real.name == LATEST:
+        paths = real.parent.glob("*.pth")
+        others = (path for path in paths if path.name == MID_EPOCH or _NUMBERED.fullmatch(path.name))
+        return sorted(others, key=lambda path: (_done(path), epochs_of(path)), reverse=True)
     if match is None and real.name != MID_EPOCH:
         return []
     kind = match.group("prefix", "unit") if match else (None, "epoch")
@@ -332,7 +339,7 @@ def write_whole(folder: Path, name: str, write: Callable[[Path], None], link: bo
         OSError: naming the reason and the checkpoint that is still there; nothing unfinished is left.
     """
     final, part = folder / name, folder / f"{name}.part"
-    latest, new_link = folder / "latest.pth", folder / ".latest.pth.part"
+    latest, new_link = folder / LATEST, folder / f".{LATEST}.part"
     try:
         write(part)
         with part.open("rb+") as file:
