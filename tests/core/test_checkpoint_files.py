@@ -4,13 +4,21 @@ import builtins
 import contextlib
 import os
 import pickle
+import shutil
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
 
-from yolox_plugin.core.checkpoint import DamagedCheckpoint, UnsafeCheckpoint, read_checkpoint
+from yolox_plugin.core.checkpoint import (
+    DamagedCheckpoint,
+    UnsafeCheckpoint,
+    is_numbered,
+    newest_checkpoint,
+    read_checkpoint,
+    read_newest,
+)
 
 
 @pytest.fixture(params=["this torch", "before 2.5"])
@@ -155,3 +163,94 @@ def test_a_file_without_checksums_is_read(tmp_path):
     finally:
         torch.serialization.set_crc32_options(before)
     np.testing.assert_equal(read_checkpoint(tmp_path / "x.pth")["meta"], META)
+
+
+@pytest.mark.parametrize("template", ["epoch_{}.pth", "iter_{}.pth", "yolox_epoch_{:04d}.pth", "of_best_iter_{0}.pth"])
+def test_names_by_which_checkpoints_are_found(template):
+    assert is_numbered(template.format(12), 12)
+
+
+@pytest.mark.parametrize(
+    "template", ["yolox_{}.pth", "epoch_1{}.pth", "best_epoch_{}.pth", "epoch_{:x}.pth", "a/b_epoch_{}.pth", "epoch_{}"]
+)
+def test_names_by_which_they_are_not(template):
+    assert not is_numbered(template.format(12), 12)
+
+
+def write(path, epoch, iteration):
+    torch.save({"state_dict": {"a": torch.ones(2)}, "meta": {"epoch": epoch, "iter": iteration}}, path)
+    return path
+
+
+def test_epochs_and_iterations_beside_each_other(tmp_path):
+    """As of two hooks, one of which counts iterations; 5000 are an epoch."""
+    for epoch in (9, 11, 12):
+        write(tmp_path / f"epoch_{epoch}.pth", epoch, 5000 * epoch)
+    write(tmp_path / "iter_59000.pth", 11, 59000)
+    assert newest_checkpoint(tmp_path) == tmp_path / "epoch_12.pth"
+    later = write(tmp_path / "iter_61000.pth", 12, 61000)
+    assert newest_checkpoint(tmp_path) == later
+    write(tmp_path / "iter_60000.pth", 11, 60000)  # which has not ended the epoch
+    later.unlink()
+    assert newest_checkpoint(tmp_path) == tmp_path / "epoch_12.pth"
+
+
+@pytest.mark.parametrize("content", [b"", b"cut short", "half", "weights"])
+def test_a_damaged_one_beside_another_unit(torchs, tmp_path, content):
+    """Those that can be read are chosen from; where there is none, one is there to be reported."""
+    first, second = write(tmp_path / "epoch_12.pth", 12, 60000), write(tmp_path / "iter_61000.pth", 12, 61000)
+    for path, other in ((second, first), (first, second)):
+        if content == "weights":
+            torch.save({"a": torch.ones(2)}, path)
+        else:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content)
+        assert newest_checkpoint(tmp_path) == (other if path == second else second)
+
+
+def test_one_that_must_not_be_read_beside_another_unit(tmp_path):
+    write(tmp_path / "epoch_12.pth", 12, 60000)
+    (tmp_path / "iter_61000.pth").mkdir()
+    assert newest_checkpoint(tmp_path) == tmp_path / "epoch_12.pth"
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A folder that was copied without links: its latest.pth is a file, as epoch_3.pth."""
+    for epoch in (1, 2, 3):
+        write(tmp_path / f"epoch_{epoch}.pth", epoch, 5 * epoch)
+    shutil.copy(tmp_path / "epoch_3.pth", tmp_path / "latest.pth")
+    return tmp_path
+
+
+def test_one_in_the_middle_is_newer_than_a_copied_latest(copied):
+    middle = write(copied / "mid_epoch.pth", 3, 17)
+    assert newest_checkpoint(copied) == middle
+    write(middle, 2, 14)
+    assert newest_checkpoint(copied) == copied / "latest.pth"
+    write(middle, 3, 17)
+    shutil.copy(middle, copied / "latest.pth")  # which was a link to it
+    assert newest_checkpoint(copied) == middle
+
+
+def damage(path, whole_meta):
+    """In one of its tensors alone, or in all of it."""
+    content = bytearray(path.read_bytes())
+    if whole_meta:
+        content[content.index(torch.ones(2).numpy().tobytes())] ^= 1
+    path.write_bytes(content if whole_meta else content[:100])
+
+
+@pytest.mark.parametrize("whole_meta", [False, True])
+def test_before_a_copied_latest_that_is_damaged(copied, whole_meta):
+    """All the others in its folder are, and the one that it was copied from is tried first."""
+    write(copied / "iter_14.pth", 2, 14)
+    write(copied / "mid_epoch.pth", 2, 13)
+    damage(copied / "latest.pth", whole_meta)
+    assert newest_checkpoint(copied) == copied / "latest.pth"
+    for name in ("epoch_3.pth", "iter_14.pth", "mid_epoch.pth", "epoch_2.pth", "epoch_1.pth"):
+        told = []
+        assert read_newest(copied / "latest.pth", told.append)[0] == copied / name
+        assert told and "latest.pth is no readable checkpoint" in told[0]
+        damage(copied / name, whole_meta)
+    with pytest.raises(ValueError, match=r"epoch_1\.pth is no readable.*There is none before it in that folder"):
+        read_newest(copied / "latest.pth", told.append)

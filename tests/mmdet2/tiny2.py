@@ -137,6 +137,13 @@ CONFIG_OPTIONS = [
     (["--cfg-options", "data.train.cache=rom"], "data.train cannot be: ValueError: cache must be one of ram, disk"),
     (["--cfg-options", "data.train.dataset.nonsense=1"], "data.train cannot be: TypeError: "),
     (["--cfg-options", "checkpoint_config.out_dir=/elsewhere"], "checkpoint_config.out_dir is not supported"),
+    (["--cfg-options", "checkpoint_config.filename_tmpl=yolox_{}.pth"],
+     "filename_tmpl must be as 'epoch_{}.pth', 'iter_{}.pth' or 'NAME_epoch_{}.pth', which --resume finds again, got"
+     " 'yolox_{}.pth'"),
+    (["--cfg-options", "checkpoint_config.filename_tmpl=epoch_7.pth"], "which --resume finds again, got 'epoch_7.pth'"),
+    (["--cfg-options", "checkpoint_config.filename_tmpl=all/my_epoch_{}.pth"],
+     "finds again, got 'all/my_epoch_{}.pth'"),
+    (["--cfg-options", "checkpoint_config.filename_tmpl={}_epoch_{}.pth"], "filename_tmpl cannot be: IndexError"),
     (["--cfg-options", "resume_from=OTHER"], "has no tensor of the config's model"),
 ]  # fmt: skip
 

@@ -674,6 +674,24 @@ def test_the_demo_removes_only_what_it_made(monkeypatch, data, tmp_path, capsys)
         (tmp_path / "run/thesis.tex").unlink(missing_ok=True)
 
 
+def test_a_stopped_demo_begins_again(monkeypatch, data, tmp_path, capsys):
+    """It cannot go on, and says nothing of that."""
+    found = []
+
+    def stopped(args, cfg, start, resume):
+        work_dir = Path(cfg.work_dir)
+        found.append(sorted(path.name for path in work_dir.iterdir()))
+        for name in ("mid_epoch.pth", "mid_epoch.pth.part"):
+            (work_dir / name).write_text("in an epoch")
+        return 143
+
+    monkeypatch.setattr(training, "train", stopped)
+    for _ in range(2):
+        assert run_demo(monkeypatch, tmp_path / "run", data) == 143
+    assert found[0] == found[1]
+    assert "--resume" not in capsys.readouterr().err
+
+
 def test_a_pipe_among_the_images(train, copy, tmp_path):
     """Whoever opens it would wait for ever."""
     path = copy / "train2017" / first_name(json.loads((copy / "annotations/instances_train2017.json").read_text()))

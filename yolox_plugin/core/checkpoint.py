@@ -33,10 +33,11 @@ DOS_FOLDER = 0x10  # among a record's external attributes
 _DAMAGE = (RuntimeError, EOFError, AttributeError, LookupError, ValueError, TypeError, AssertionError, OverflowError,
            struct.error)  # fmt: skip
 
-# Names of a run's checkpoints: of those at the ends of epochs, and of the last in the middle of one. Those that begin
-# with "best_" are other files, in which mmengine keeps weights alone.
-_NUMBERED = re.compile(r"(?!best_)(?P<prefix>.+_)?(?P<unit>epoch|iter)_(?P<number>\d+)\.pth")
+# Names of a run's checkpoints: of those at the ends of epochs, of the last in the middle of one, and of mmcv's link to
+# the last of all. Those that begin with "best_" are other files, in which mmengine keeps weights alone.
+_NUMBERED = re.compile(r"(?!best_)(?P<prefix>[^/]+_)?(?P<unit>epoch|iter)_(?P<number>\d+)\.pth")
 MID_EPOCH = "mid_epoch.pth"
+LATEST = "latest.pth"
 # In the meta of one at the end of an epoch that is to be evaluated: it has not been yet.
 EVALUATION_DUE = "evaluation_due"
 
@@ -204,6 +205,12 @@ def _one_line(error: Exception) -> str:
     return " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())
 
 
+def is_numbered(name: str, number: int) -> bool:
+    """Whether a checkpoint of this name is found again, as the one with this number."""
+    match = _NUMBERED.fullmatch(name)
+    return match is not None and int(match["number"]) == number
+
+
 def newest_checkpoint(work_dir: Path) -> Path | None:
     """The one that training goes on from: latest.pth, or that of the highest epoch or iteration; or that in the middle
     of an epoch, if it is newer.
@@ -211,13 +218,28 @@ def newest_checkpoint(work_dir: Path) -> Path | None:
     Other .pth files are none of a run's. MMDetection's `find_latest_checkpoint` takes any for one, and fails for those
     that end in no number.
     """
-    latest, mid_epoch = work_dir / "latest.pth", work_dir / MID_EPOCH
-    matches = ((_NUMBERED.fullmatch(path.name), path) for path in work_dir.glob("*.pth"))
-    numbered = [(int(match["number"]), path) for match, path in matches if match]
-    whole = latest if latest.exists() else max(numbered)[1] if numbered else None
+    latest, mid_epoch = work_dir / LATEST, work_dir / MID_EPOCH
+    whole = latest if latest.exists() else _highest(work_dir)
     if mid_epoch.is_file() and (whole is None or is_newer(mid_epoch, whole)):
         return mid_epoch
     return whole
+
+
+def _highest(work_dir: Path) -> Path | None:
+    """That of the highest epoch or iteration; of the highest of both, what the files hold tells which it is."""
+    units: dict[str, list[tuple[int, Path]]] = {}
+    for path in work_dir.glob("*.pth"):
+        if match := _NUMBERED.fullmatch(path.name):
+            units.setdefault(match["unit"], []).append((int(match["number"]), path))
+    known: list[tuple[tuple[int, ...], Path]] = []
+    for numbered in units.values() if len(units) > 1 else ():
+        for _, path in sorted(numbered, reverse=True):
+            if done := _done(path):  # a damaged one cannot be compared
+                known.append((done, path))
+                break
+    if known:
+        return max(known)[1]
+    return max((max(numbered) for numbered in units.values()), default=(0, None))[1]
 
 
 def is_newer(mid_epoch: Path, whole: Path) -> bool:
@@ -228,21 +250,29 @@ def is_newer(mid_epoch: Path, whole: Path) -> bool:
         return mid_epoch.stat().st_mtime_ns > whole.stat().st_mtime_ns
     match = _NUMBERED.fullmatch(whole.resolve().name)
     if match and match["unit"] == "iter":
-        return int(match["number"]) < int(_meta(mid_epoch)["iter"])
+        return int(match["number"]) < _done(mid_epoch)[1]
     return epochs_of(whole) < epochs
 
 
 def epochs_of(checkpoint: Path) -> float:
-    """How many epochs a checkpoint has behind it, as its name says, or for one in the middle of an epoch what it holds:
-    half an epoch more. Infinitely many where nobody knows, as of a damaged one, which is then tried and reported."""
+    """How many epochs a checkpoint has behind it, as its name says, or of one without a number what it holds: in the
+    middle of an epoch, half of one more. Infinitely many where nobody knows, as of a damaged one, which is then tried
+    and reported."""
     real = checkpoint.resolve()
-    if real.name == MID_EPOCH:
-        try:
-            return float(_meta(real)["epoch"]) + 0.5
-        except (pickle.UnpicklingError, ModuleNotFoundError, *_DAMAGE):
-            return float("inf")
     match = _NUMBERED.fullmatch(real.name)
-    return float(match["number"]) if match else float("inf")
+    if match:
+        return float(match["number"])
+    done = _done(real)
+    return done[0] + 0.5 * (real.name == MID_EPOCH) if done else float("inf")
+
+
+def _done(checkpoint: Path) -> tuple[int, ...]:
+    """How many epochs and iterations a checkpoint has behind it, as it holds; nothing where that cannot be read."""
+    try:
+        meta = _meta(checkpoint)
+        return int(meta["epoch"]), int(meta["iter"])
+    except (OSError, pickle.UnpicklingError, ModuleNotFoundError, *_DAMAGE):
+        return ()
 
 
 def _meta(checkpoint: Path) -> dict[str, Any]:
@@ -278,9 +308,14 @@ def read_newest(checkpoint: Path, tell: Callable[[str], None]) -> tuple[Path, di
 
 
 def _earlier(checkpoint: Path) -> list[Path]:
-    """The checkpoints beside this one with fewer epochs behind them, newest first."""
+    """The checkpoints beside this one with fewer epochs behind them, newest first; of a latest.pth that is no link all
+    of them, as it is a copy of whichever."""
     real = checkpoint.resolve()
     match = _NUMBERED.fullmatch(real.name)
+    if real.name == LATEST:
+        paths = real.parent.glob("*.pth")
+        others = (path for path in paths if path.name == MID_EPOCH or _NUMBERED.fullmatch(path.name))
+        return sorted(others, key=lambda path: (_done(path), epochs_of(path)), reverse=True)
     if match is None and real.name != MID_EPOCH:
         return []
     kind = match.group("prefix", "unit") if match else (None, "epoch")
@@ -304,7 +339,7 @@ def write_whole(folder: Path, name: str, write: Callable[[Path], None], link: bo
         OSError: naming the reason and the checkpoint that is still there; nothing unfinished is left.
     """
     final, part = folder / name, folder / f"{name}.part"
-    latest, new_link = folder / "latest.pth", folder / ".latest.pth.part"
+    latest, new_link = folder / LATEST, folder / f".{LATEST}.part"
     try:
         write(part)
         with part.open("rb+") as file:

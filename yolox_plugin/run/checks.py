@@ -15,13 +15,14 @@ from ..core.checkpoint import (
     MID_EPOCH,
     DamagedCheckpoint,
     UnsafeCheckpoint,
+    is_numbered,
     read_checkpoint,
     read_newest,
 )
 from ..detector import PreparedDetector
 from ..precision import has_bfloat16
 from .annotations import in_words
-from .messages import InputError, warn
+from .messages import InputError, described, warn
 
 
 def check_devices(device: str, count: int) -> None:
@@ -56,6 +57,16 @@ def check_precision(device: str, precision: str | None, option: bool, detector: 
             raise InputError(f"{other} needs an accelerator: on a CPU use --amp=float32 or --amp=bfloat16")
     elif precision == "bfloat16" and not has_bfloat16(device):
         raise InputError(f"{named}: this {device} device has no bfloat16, use --amp=float16")
+
+
+def check_file_names(option: str, template: Any) -> None:
+    """Raises InputError for a template of checkpoints' names by which a resume would not find them."""
+    number = 12345  # as of an iteration
+    if not is_numbered(described(option, lambda: template.format(number)), number):
+        raise InputError(
+            f"the config's {option} must be as 'epoch_{{}}.pth', 'iter_{{}}.pth' or 'NAME_epoch_{{}}.pth', which"
+            f" --resume finds again, got {template!r:.60}"
+        )
 
 
 def prepare_for_inference(model: Any, device: str, precision: str) -> None:

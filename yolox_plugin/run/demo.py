@@ -22,7 +22,7 @@ MARKER = ".made-by-yolox-demo"
 # What a demo writes. Anything else in its folder is somebody's.
 MADE = re.compile(
     r"config\.py|result\.json|(curves|detections)\.png|(latest|epoch_\d+)\.pth|\d+_\d+\.log(\.json)?|tf_logs/.*"
-    r"|last_checkpoint|\d+_\d+/.*"
+    r"|last_checkpoint|\d+_\d+/.*|mid_epoch\.pth(\.part)?"
 )
 
 

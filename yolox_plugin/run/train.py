@@ -78,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Checks, then trains: here for one device, else in processes of their own. Returns the exit status."""
+    own = arguments is None  # else they are of another command, the demo, which has no --resume
     arguments = options_of(sys.argv[1:] if arguments is None else arguments)
     args = parser().parse_args(arguments)
     given = os.environ.get(START)
@@ -110,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = launch.interrupted()
     except Exception as error:
         status = explained(error)
-    if cfg is not None and status not in (0, 2) and not launch.is_child() and newest_checkpoint(Path(cfg.work_dir)):
+    tells = own and status not in (0, 2) and not launch.is_child()
+    if cfg is not None and tells and newest_checkpoint(Path(cfg.work_dir)):
         print(f"The same command with --resume goes on from the newest checkpoint in {cfg.work_dir}.", file=sys.stderr)
     return status
 

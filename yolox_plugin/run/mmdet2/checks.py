@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from ...mmdet2.dataset import CocoDataset
 from ...mmdet2.detector import YOLOX
-from ..checks import Built, check_precision
+from ..checks import Built, check_file_names, check_precision
 from ..messages import InputError, described, warn
 
 
@@ -78,6 +78,8 @@ def check_parts(cfg: Config) -> Built:
     for part in ("checkpoint_config", "evaluation"):
         if (cfg.get(part) or {}).get("out_dir") is not None:
             raise InputError(f"the config's {part}.out_dir is not supported: --work-dir says where files go")
+    if "filename_tmpl" in saving:
+        check_file_names("checkpoint_config.filename_tmpl", saving["filename_tmpl"])
     if "max_epochs" in cfg.runner and not saving.get("by_epoch", True):
         warn("checkpoint_config.by_epoch=False: a resume goes on with the next epoch, as MMDetection's")
     return Built(model, optimizer)

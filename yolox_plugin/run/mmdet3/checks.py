@@ -19,7 +19,7 @@ from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 
 from ...mmdet3.detector import YOLOX
-from ..checks import Built, check_precision
+from ..checks import Built, check_file_names, check_precision
 from ..configs import listed
 from ..messages import InputError, described
 from .data import classes_of
@@ -101,6 +101,8 @@ def check_parts(cfg: Config) -> Built:
         raise InputError(
             "the config's default_hooks.checkpoint.out_dir is not supported: --work-dir says where files go"
         )
+    if saving.get("filename_tmpl") is not None:
+        check_file_names("default_hooks.checkpoint.filename_tmpl", saving["filename_tmpl"])
     return Built(model, wrapper.optimizer)
 
 
