@@ -45,7 +45,7 @@ class Case(NamedTuple):
     files: Mapping[str, bytes | Link | Special | None] = {}  # None for one that is not there
     checks_alone: bool = False
     named: str = ""  # an exception that names this file is right: it shows only when it is read
-    hosts: bool = False  # as is one of the host's own code, once the training has begun
+    hosts: bool = False  # as is one of the host's own code, once the training or evaluation has begun
 
 
 class Outcome(NamedTuple):
@@ -181,7 +181,8 @@ class Trial:
             return Outcome(None, None, out, error, [lost])
         status, raised = reply["status"], reply["raised"]
         wrong = []
-        if raised and not self.is_right(case, raised, begun="out/config.py" in after.keys() - before.keys()):
+        begun = "out/config.py" in after.keys() - before.keys() or "in _samples" in (raised or "")  # or an evaluation
+        if raised and not self.is_right(case, raised, begun):
             wrong.append("lets an exception through: " + raised.strip().splitlines()[-1])
         elif status == 2:
             lines = error.splitlines()

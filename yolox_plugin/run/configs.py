@@ -111,6 +111,13 @@ def text_of(entries: Iterable[tuple[str, Any]]) -> str:
     return "".join(lines).replace("{{", r"{\x7b")
 
 
+def class_of(part: Any, registry: Any) -> Any:
+    """The class that a part of a config has for its type, by its name or itself; None if there is none."""
+    named = part.get("type")
+    found = registry.get(named) if isinstance(named, str) else named
+    return found if isinstance(found, type) else None
+
+
 def heads_of(cfg: Any) -> int | None:
     """For how many classes the config's head is, if it says so."""
     heads: int | None = cfg.model.get("bbox_head", {}).get("num_classes")

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from ...mmdet2.dataset import CocoDataset
 from ...mmdet2.detector import YOLOX
 from ..checks import Built, check_file_names, check_precision
+from ..configs import class_of
 from ..messages import InputError, described, warn
 
 
@@ -38,8 +39,8 @@ def check_autocast(cfg: Config, option: str | None) -> None:
 
 def other_detector(cfg: Config) -> str | None:
     """The config's detector, if it is another than the plugin's; one that there is not is for building it to find."""
-    kind = DETECTORS.get(cfg.model.type)
-    return cfg.model.type if kind is not None and not issubclass(kind, YOLOX) else None
+    kind = class_of(cfg.model, DETECTORS)
+    return kind.__name__ if kind is not None and not issubclass(kind, YOLOX) else None
 
 
 def check_model(cfg: Config) -> Any:
@@ -104,7 +105,7 @@ def check_evaluation(cfg: Config, distributed: bool) -> None:
 
 def try_evaluation(leaf: Any, hook: Any) -> None:
     """Evaluates one image with one box in the way of `hook`, on a data set of val's kind."""
-    kind = DATASETS.get(leaf.type)
+    kind = class_of(leaf, DATASETS)
     inspect.signature(kind.evaluate).bind(None, [], logger="silent", **hook.eval_kwargs)
     if kind not in (CocoDataset, mmdet.datasets.CocoDataset):
         return  # a user's own kind may want other results, and write files

@@ -23,6 +23,7 @@ from ..configs import (
     TEXT,
     check_data_set,
     check_kinds,
+    class_of,
     config_file,
     heads_of,
     leaves,
@@ -167,7 +168,7 @@ def read_part(cfg: Config, split: str, part: Part, root: Path) -> None:
 def adopt_classes(cfg: Config, find: Callable[[], Sequence[str]]) -> None:
     """Gives data sets and head the classes that `find` finds, where the config has COCO's because it names none."""
     parts = [leaf for split in SPLITS for leaf in leaves(cfg.data[split])]
-    kinds = [DATASETS.get(leaf.get("type") or "") for leaf in parts]
+    kinds = [class_of(leaf, DATASETS) for leaf in parts]
     known = mmdet.datasets.CocoDataset.CLASSES
     if any(leaf.get("classes") is not None for leaf in parts) or any(
         getattr(kind, "CLASSES", None) != known for kind in kinds

@@ -11,7 +11,7 @@ from mmdet.datasets import DATASETS
 
 from ...mmdet2.dataset import CocoDataset, MultiImageMixDataset
 from ..annotations import Source, in_words
-from ..configs import leaves
+from ..configs import class_of, leaves
 from ..messages import InputError
 
 
@@ -87,9 +87,9 @@ def classes_of(leaf: Any, split: str) -> Sequence[str]:
     Raises:
         InputError: it is another kind, or has no good classes.
     """
-    kind = DATASETS.get(leaf.type)
+    kind = class_of(leaf, DATASETS)
     if kind is None or not issubclass(kind, mmdet.datasets.CocoDataset):
-        raise InputError(f"data.{split} must be read by a CocoDataset, got {leaf.type}")
+        raise InputError(f"data.{split} must be read by a CocoDataset, got {leaf.get('type')}")
     classes = leaf.get("classes")
     if isinstance(classes, str) and not os.path.isfile(classes):
         raise InputError(

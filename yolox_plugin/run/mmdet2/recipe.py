@@ -7,7 +7,7 @@ from mmcv import Config
 from mmcv.runner import RUNNERS
 
 from ...mmdet2.runner import EpochBasedRunner
-from ..configs import data_sets, mid_epoch_option, shrunk
+from ..configs import class_of, data_sets, mid_epoch_option, shrunk
 from ..image_size import change_sizes
 from ..messages import InputError
 
@@ -26,9 +26,9 @@ def can_stop(cfg: Config) -> bool:
 
 def runner_of(cfg: Config) -> type:
     """The class of this config's runner. Raises InputError if there is none of that name."""
-    named = cfg.runner.get("type")
-    kind = RUNNERS.get(named) if isinstance(named, str) else named
-    if not isinstance(kind, type):
+    kind: type | None = class_of(cfg.runner, RUNNERS)
+    if kind is None:
+        named = cfg.runner.get("type")
         raise InputError(f"the config's runner.type must be a runner's, as 'EpochBasedRunner', got {named!r:.60}")
     return kind
 

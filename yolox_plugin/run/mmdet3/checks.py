@@ -20,7 +20,7 @@ from mmengine.optim import build_optim_wrapper
 
 from ...mmdet3.detector import YOLOX
 from ..checks import Built, check_file_names, check_precision
-from ..configs import listed
+from ..configs import class_of, listed
 from ..messages import InputError, described
 from .data import classes_of
 
@@ -38,8 +38,8 @@ def check_autocast(cfg: Config, option: str | None) -> None:
 
 def other_detector(cfg: Config) -> str | None:
     """The config's detector, if it is another than the plugin's; one that there is not is for building it to find."""
-    kind = MODELS.get(cfg.model.type)
-    return cfg.model.type if kind is not None and not issubclass(kind, YOLOX) else None
+    kind = class_of(cfg.model, MODELS)
+    return kind.__name__ if kind is not None and not issubclass(kind, YOLOX) else None
 
 
 def check_model(cfg: Config) -> Any:
@@ -132,7 +132,7 @@ def check_evaluation(cfg: Config) -> None:
 def try_metric(metric: Any, cfg: Config) -> list[str]:
     """Evaluates one image with one box with this metric; the names of its figures."""
     leaf = cfg.val_dataloader.dataset
-    if not issubclass(DATASETS.get(leaf.type), mmdet.datasets.CocoDataset):
+    if not issubclass(class_of(leaf, DATASETS), mmdet.datasets.CocoDataset):
         return []
     classes = classes_of(leaf, "val_dataloader.dataset")
     content = {

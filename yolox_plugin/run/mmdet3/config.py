@@ -25,6 +25,7 @@ from ..configs import (
     TEXT,
     check_data_set,
     check_kinds,
+    class_of,
     config_file,
     heads_of,
     leaves,
@@ -174,7 +175,7 @@ def adopt_classes(cfg: Config, find: Callable[[], Sequence[str]]) -> None:
     """Gives data sets and head the classes that `find` finds, where the config has COCO's because it names none."""
     loaders = [cfg[f"{split}_dataloader"] for split in SPLITS if cfg.get(f"{split}_dataloader") is not None]
     parts = [leaf for loader in loaders for leaf in leaves(loader.dataset)]
-    kinds = [DATASETS.get(leaf.get("type") or "") for leaf in parts]
+    kinds = [class_of(leaf, DATASETS) for leaf in parts]
     known = mmdet.datasets.CocoDataset.METAINFO["classes"]
     if any((leaf.get("metainfo") or {}).get("classes") is not None for leaf in parts) or any(
         getattr(kind, "METAINFO", {}).get("classes") != known for kind in kinds

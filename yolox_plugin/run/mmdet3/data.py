@@ -10,7 +10,7 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 
 from ..annotations import Source, in_words
-from ..configs import leaves
+from ..configs import class_of, leaves
 from ..messages import InputError
 
 
@@ -46,9 +46,9 @@ def classes_of(leaf: Any, part: str) -> Sequence[str]:
     Raises:
         InputError: it is another kind, or has no good classes.
     """
-    kind = DATASETS.get(leaf.type)
+    kind = class_of(leaf, DATASETS)
     if kind is None or not issubclass(kind, mmdet.datasets.CocoDataset):
-        raise InputError(f"{part} must be read by a CocoDataset, got {leaf.type}")
+        raise InputError(f"{part} must be read by a CocoDataset, got {leaf.get('type')}")
     classes = (leaf.get("metainfo") or {}).get("classes")
     if isinstance(classes, str):
         if not os.path.isfile(classes):

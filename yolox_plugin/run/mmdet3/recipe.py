@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import LOOPS
 
 from ...mmdet3.loop import EpochBasedTrainLoop
-from ..configs import data_sets, listed, mid_epoch_option, shrunk
+from ..configs import class_of, data_sets, listed, mid_epoch_option, shrunk
 from ..image_size import change_sizes
 from ..messages import InputError
 from .config import SPLITS
@@ -34,7 +34,7 @@ def counts_epochs(cfg: Config) -> bool:
 
 def can_stop(cfg: Config) -> bool:
     """Whether this config's training writes checkpoints in the middle of an epoch."""
-    kind = LOOPS.get(cfg.train_cfg.get("type") or "EpochBasedTrainLoop")
+    kind = class_of({"type": "EpochBasedTrainLoop", **cfg.train_cfg}, LOOPS)
     return counts_epochs(cfg) and kind is not None and issubclass(kind, EpochBasedTrainLoop)
 
 
