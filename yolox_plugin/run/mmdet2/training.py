@@ -103,12 +103,14 @@ def check(args: argparse.Namespace, cfg: Config) -> Ready:
     checks.check_initial_weights(built.model, "resume_from", cfg.resume_from)
     newest = newest_checkpoint(work_dir) if args.resume else None
     checks.check_goes_on(newest, can_stop(cfg))
-    goes_on: dict[str, Path] = {"--resume": newest} if newest else {}
-    if not newest and cfg.resume_from and "://" not in cfg.resume_from:
-        goes_on = {"resume_from": Path(cfg.resume_from)}
-    for option, path in goes_on.items():
-        meta = checks.check_resumable(built, option, path, length_of(args, cfg.runner), data.labels)
-        parts.check_logged(meta, option, path)
+    if newest:
+        option, path = "--resume", newest
+    elif cfg.resume_from and "://" not in cfg.resume_from:
+        option, path = "resume_from", Path(cfg.resume_from)
+    else:
+        return ready
+    meta = checks.check_resumable(built, option, path, length_of(args, cfg.runner), data.labels)
+    parts.check_logged(meta, option, path)
     return ready
 
 

@@ -34,7 +34,7 @@ def counts_epochs(cfg: Config) -> bool:
 
 def can_stop(cfg: Config) -> bool:
     """Whether this config's training writes checkpoints in the middle of an epoch."""
-    kind = class_of({"type": "EpochBasedTrainLoop", **cfg.train_cfg}, LOOPS)
+    kind = class_of({"type": cfg.train_cfg.get("type") or "EpochBasedTrainLoop"}, LOOPS)
     return counts_epochs(cfg) and kind is not None and issubclass(kind, EpochBasedTrainLoop)
 
 
